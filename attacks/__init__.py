@@ -1,0 +1,17 @@
+"""What an adversary computes: plain PyTorch, no Flower, no Ray.
+
+Shapes in every docstring of this package:
+    B examples, C channels, H x W pixels, K classes, R restarts, D unknowns (flattened).
+
+Inputs are pixels in [0, 1]; a model that wants normalised inputs normalises them itself.
+"""
+
+ATTACKS = {
+    "linear": "attacks.linear:LinearInversion",
+    "closed-form": "attacks.closed_form:ClosedForm",
+    "label": "attacks.labels:LabelRule",
+    "dlg": "attacks.dlg:DLG",
+    "idlg": "attacks.idlg:IDLG",
+    "inverting-gradients": "attacks.inverting_gradients:InvertingGradients",
+}
+"""Attacks an experiment may name, as text, so that looking one up loads only that one."""

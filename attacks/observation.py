@@ -1,0 +1,255 @@
+"""The words every attack speaks: what was heard, what was known, and the guess made of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.threats import Capability
+
+Tensors = Mapping[str, Tensor]
+"""Tensors by parameter name."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, K), labels (B,) int64 or probabilities (B, K)) -> scalar mean over the batch."""
+
+
+class AttackFailed(Exception):
+    """The attack cannot invert this observation; the message says why.
+
+    A result, not an accident: it is recorded as a failed attack beside the others.
+    """
+
+
+class Kind(StrEnum):
+    """What the tensors of a message are."""
+
+    GRADIENT = "gradient"
+    """Gradient of the mean loss over one batch."""
+    DELTA = "delta"
+    """Weights after local training minus weights before."""
+    WEIGHTS = "weights"
+    """Weights after local training."""
+    CHUNK = "chunk"
+    MASKED_SHARE = "masked-share"
+    AGGREGATE = "aggregate"
+    SIZES_ONLY = "sizes-only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the adversary heard of one message.
+
+    Attributes:
+        round: Round of the message, from 1.
+        sender: Who sent it, as "client-3".
+        receiver: Who it was meant for, as "server".
+        kind: What the tensors are.
+        update: The tensors heard, by parameter name; empty when only sizes were heard.
+        visible: Per parameter, True where a coordinate was heard; None when all of `update` was.
+        weights: The weights in force when the update was computed; None if not heard.
+        buffers: Running statistics in force, by buffer name; None if not heard.
+        num_examples: The number of examples that the message announces; None if it does not.
+    """
+
+    round: int
+    sender: str
+    receiver: str
+    kind: Kind
+    update: Tensors
+    visible: Tensors | None = None
+    weights: Tensors | None = None
+    buffers: Tensors | None = None
+    num_examples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRecipe:
+    """How a client turns the weights it receives into the update it sends.
+
+    Attributes:
+        num_steps: Optimizer steps per round; 1 means that the update is one gradient.
+        learning_rate: Step size of local SGD; None when clients send gradients.
+        momentum: Momentum of local SGD.
+        num_epochs: Passes over the local data in one round.
+        train_mode: Whether layers such as batch normalisation run in training mode.
+    """
+
+    num_steps: int = 1
+    learning_rate: float | None = None
+    momentum: float = 0.0
+    num_epochs: int = 1
+    train_mode: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What the adversary knew beforehand; a field is None unless it was granted.
+
+    Attributes:
+        model: The architecture. Its own weights mean nothing: those in force are in the
+            observation. Attacks never modify it.
+        loss: The training loss, mean over the batch.
+        input_shape: Shape of one input, (C, H, W).
+        input_range: Lowest and highest value of an input.
+        num_classes: K, as the width of the model's output.
+        batch_size: B, the number of examples behind the update.
+        labels: Oracle only: the private labels, shape (B,), int64.
+        recipe: How clients train.
+        public_sample: Inputs of the same kind that belong to no client, shape (N, C, H, W).
+    """
+
+    model: nn.Module | None = None
+    loss: Loss = functional.cross_entropy
+    input_shape: tuple[int, ...] | None = None
+    input_range: tuple[float, float] = (0.0, 1.0)
+    num_classes: int | None = None
+    batch_size: int | None = None
+    labels: Tensor | None = None
+    recipe: LocalRecipe | None = None
+    public_sample: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Where an attack stood after so many steps: its best guess by what it can see.
+
+    Attributes:
+        step: Steps taken.
+        inputs: The guess, shape (B, C, H, W).
+        matching_loss: The attacker-visible score of that guess; lower is better.
+    """
+
+    step: int
+    inputs: Tensor
+    matching_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """The adversary's guess at one private batch.
+
+    Attributes:
+        inputs: Guessed inputs, shape (B, C, H, W), inside `Knowledge.input_range`; None for an
+            attack that recovers labels alone.
+        labels: Guessed labels, shape (B,), int64; None when the attack does not guess them.
+        matching_loss: The score that chose this guess among the restarts, visible to the
+            attacker; lower is better; None for an exact solution that matches nothing.
+        steps: Optimizer steps, summed over nothing: restarts that run together count once.
+        seconds: Wall time.
+        finished: False when the time budget ended it early; the guess is the best so far.
+        snapshots: How the guess came about, first to last.
+        notes: What the attack wants the reader to know, by short name.
+    """
+
+    inputs: Tensor | None
+    labels: Tensor | None
+    matching_loss: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    finished: bool = True
+    snapshots: tuple[Snapshot, ...] = ()
+    notes: Mapping[str, str | float] = field(default_factory=dict)
+
+
+class Budget:
+    """A wall-clock allowance that an attack asks about between steps.
+
+    Args:
+        seconds: The allowance; None means no limit. It starts running at construction.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.start = time.monotonic()
+        self.seconds = seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    @property
+    def spent(self) -> bool:
+        """Whether the allowance is used up."""
+        return self.seconds is not None and self.elapsed >= self.seconds
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Settings at construction, observation at the call, nothing else."""
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """The capabilities without which this attack, with these settings, cannot run."""
+
+    def __call__(
+        self,
+        seen: Observation | Sequence[Observation],
+        known: Knowledge,
+        *,
+        rng: torch.Generator,
+        budget: Budget | None = None,
+    ) -> Reconstruction:
+        """Guess the batch behind what was seen.
+
+        Args:
+            seen: One victim's observation, or several rounds of the same victim.
+            known: What was granted.
+            rng: A CPU generator; the only source of randomness.
+            budget: Wall-clock allowance; without one the attack runs to its end.
+
+        Raises:
+            AttackFailed: The observation cannot be inverted; the message says why.
+        """
+
+
+def only(seen: Observation | Sequence[Observation]) -> Observation:
+    """Return the single observation of `seen`, for attacks that invert one message.
+
+    Raises:
+        AttackFailed: `seen` holds none or several.
+    """
+    if isinstance(seen, Observation):
+        return seen
+    if len(seen) != 1:
+        raise AttackFailed(f"this attack inverts one observation at a time, got {len(seen)}")
+    return seen[0]
+
+
+def gradient_of(seen: Observation, recipe: LocalRecipe | None) -> dict[str, Tensor]:
+    """Return the mean-loss gradient that `seen` carries, by parameter name.
+
+    A gradient is returned as it is. After exactly one local step of plain SGD, the delta is
+    minus the learning rate times the gradient, and weights are delta plus the weights in force.
+
+    Raises:
+        AttackFailed: The update is not one gradient (several local steps, momentum does not
+            matter for a single step), or what is needed to read it was not heard or granted.
+    """
+    if seen.kind is Kind.GRADIENT:
+        return dict(seen.update)
+    if seen.kind not in (Kind.DELTA, Kind.WEIGHTS):
+        raise AttackFailed(f"a message of kind '{seen.kind}' does not carry one client's gradient")
+    if recipe is None or recipe.learning_rate is None:
+        raise AttackFailed(
+            f"reading a gradient from '{seen.kind}' needs the client's learning rate; "
+            "grant 'local-recipe'"
+        )
+    if recipe.num_steps != 1:
+        raise AttackFailed(
+            f"the update is the sum of {recipe.num_steps} local steps, not one gradient"
+        )
+    if seen.kind is Kind.DELTA:
+        return {name: delta / -recipe.learning_rate for name, delta in seen.update.items()}
+    if seen.weights is None:
+        raise AttackFailed("reading a gradient from new weights needs the old ones; none heard")
+    return {
+        name: (seen.weights[name] - after) / recipe.learning_rate
+        for name, after in seen.update.items()
+        if name in seen.weights
+    }

@@ -1,0 +1,66 @@
+"""Names that experiments may use, and the objects behind them.
+
+A name is looked up in one table per family; the table holds text (`package.module:Name`), so that
+a lookup loads only what it finds. A name may also be such a reference itself: the user's own.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedsim.errors import ConfigError
+
+CLIENT_APP = "clients.app:app"
+SERVER_APP = "server.app:app"
+"""The two ends, by reference: fedsim never imports them."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest name, or all names when none is close."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are {', '.join(names)}" if names else ""
+
+
+def load(reference: str) -> Any:
+    """Return the object behind `package.module:Name`.
+
+    Raises:
+        ConfigError: The module or the name is not there.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            raise ConfigError(
+                f"no module '{module_name}' (in '{reference}'); is it installed, or on PYTHONPATH?"
+            ) from error
+        raise
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise ConfigError(f"no '{attribute}' in module '{module_name}'{nearest(attribute, public)}")
+    return getattr(module, attribute)
+
+
+def resolve(name: str, table: Mapping[str, str], family: str) -> Any:
+    """Return the object called `name` in `table`, or behind `name` if it is a reference itself.
+
+    Raises:
+        ConfigError: There is no such name; the message offers the nearest one.
+    """
+    if ":" in name and name not in table:
+        return load(name)
+    if name not in table:
+        raise ConfigError(f"unknown {family} '{name}'{nearest(name, table)}")
+    return load(table[name])
+
+
+def summary(reference: str) -> str:
+    """Return the first line of the docstring behind `reference`."""
+    text = inspect.getdoc(load(reference)) or ""
+    return text.partition("\n")[0]

@@ -1,0 +1,418 @@
+"""The run directory: where every stage reads and writes, and the only thing stages share.
+
+Tensors are safetensors, everything else is JSON; never pickle. Files appear whole, by renaming;
+logs (`*.jsonl`) grow by one whole line per write. A run that was killed at any moment therefore
+leaves a directory that can be read, scored, reported and resumed. The layout is documented in
+`docs/run-directory.md`; `FORMAT` is its version.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from attacks.observation import Kind, Observation, Reconstruction, Snapshot, Tensors
+from fedsim.errors import ConfigError
+
+FORMAT = 1
+"""Version of the layout; a reader refuses a newer one."""
+
+Record = dict[str, Any]
+"""One JSON object; `docs/run-directory.md` gives the schema of each."""
+
+
+def digest(tensors: Tensors) -> str:
+    """Return the SHA-256 of named tensors: names in order, with dtype, shape and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either what it held before or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def replace_json(path: Path, record: object) -> None:
+    """Write one JSON document whole."""
+    replace_bytes(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Record:
+    """Read one JSON object."""
+    record: Record = json.loads(path.read_text())
+    return record
+
+
+def replace_tensors(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors whole, as safetensors."""
+    # contiguous copies: safetensors refuses tensors that share memory
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_bytes(path, save(plain, dict(metadata) if metadata else None))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read named tensors and the metadata beside them."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def append_line(path: Path, record: Record) -> None:
+    """Add one JSON line in a single write, so that no reader sees half of it."""
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Read a log of JSON lines; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk.
+
+    Attributes:
+        root: The directory.
+    """
+
+    root: Path
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> "RunDirectory":
+        """Make `parent/name-NNNN` with the next free number.
+
+        Raises:
+            ConfigError: The directory cannot be made (no permission, disk full, ...).
+        """
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "run"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1_000_000):
+                root = parent / f"{stem}-{number:04d}"
+                try:
+                    root.mkdir()
+                except FileExistsError:
+                    continue
+                run = cls(root)
+                for part in ("observations", "reconstructions"):
+                    (root / part).mkdir()
+                (root / "truth").mkdir(mode=0o700)  # read by scoring alone
+                return run
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make a run directory in '{parent}': {error.strerror or error}; "
+                "choose another place with output.directory"
+            ) from error
+        raise ConfigError(f"'{parent}' already holds a million runs named '{stem}'")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Open an existing run.
+
+        Raises:
+            ConfigError: `path` is not a run directory, or of a newer format.
+        """
+        if not (path / "config.toml").is_file():
+            raise ConfigError(f"'{path}' is not a run directory: it has no config.toml")
+        environment = path / "environment.json"
+        found = read_json(environment).get("format", FORMAT) if environment.is_file() else FORMAT
+        if found > FORMAT:
+            raise ConfigError(
+                f"'{path}' has run directory format {found}, this fedsim reads up to {FORMAT}; "
+                "update fedsim"
+            )
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.root.resolve().name
+
+    # single documents
+
+    @property
+    def config(self) -> Path:
+        """The resolved experiment."""
+        return self.root / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.root / "environment.json"
+
+    @property
+    def summary(self) -> Path:
+        """What came out, in one document."""
+        return self.root / "summary.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a resumed run goes on."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """The pictures of the report, as PNG."""
+        return self.root / "pictures"
+
+    # logs
+
+    def append_round(self, record: Record) -> None:
+        """Add the record of one round."""
+        append_line(self.root / "rounds.jsonl", record)
+
+    def rounds(self) -> list[Record]:
+        """Return the rounds so far, in order, one each."""
+        return list({record["round"]: record for record in self._log("rounds")}.values())
+
+    def append_event(self, kind: str, message: str, **details: object) -> None:
+        """Add one event: a fault, a refused message, a failed attack, a resume."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        append_line(
+            self.root / "events.jsonl", {"time": now, "kind": kind, "message": message, **details}
+        )
+
+    def events(self) -> list[Record]:
+        """Return the events so far."""
+        return self._log("events")
+
+    def append_score(self, record: Record) -> None:
+        """Add the scores of one reconstruction."""
+        append_line(self.root / "scores.jsonl", record)
+
+    def scores(self) -> list[Record]:
+        """Return the newest score of each (observation, attack), in order of round."""
+        newest = {(score["observation"], score["attack"]): score for score in self._log("scores")}
+        return sorted(newest.values(), key=lambda score: (score["round"], score["observation"]))
+
+    def rewrite_log(self, name: str, records: list[Record]) -> None:
+        """Replace the log `name` ("rounds", "scores", "events") by these records."""
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        replace_bytes(self.root / f"{name}.jsonl", text.encode())
+
+    def _log(self, name: str) -> list[Record]:
+        return read_lines(self.root / f"{name}.jsonl")
+
+    # observations
+
+    def write_observation(self, seen: Observation) -> str:
+        """Write what was heard of one message; return its id.
+
+        Weights in force are stored once, under their digest, however many messages share them.
+        """
+        identity = f"round-{seen.round:05d}-{seen.sender}-to-{seen.receiver}"
+        tensors = {f"update/{name}": tensor for name, tensor in seen.update.items()}
+        for name, mask in (seen.visible or {}).items():
+            tensors[f"visible/{name}"] = mask
+        record: Record = {
+            "id": identity,
+            "round": seen.round,
+            "sender": seen.sender,
+            "receiver": seen.receiver,
+            "kind": str(seen.kind),
+            "num_examples": seen.num_examples,
+            "masked": seen.visible is not None,
+            "weights": None if seen.weights is None else self._write_model("weights", seen.weights),
+            "buffers": None if seen.buffers is None else self._write_model("buffers", seen.buffers),
+            "sha256": digest(tensors),
+        }
+        folder = self.root / "observations"
+        replace_tensors(folder / f"{identity}.safetensors", tensors)
+        replace_json(folder / f"{identity}.json", record)  # last: it marks the whole as there
+        return identity
+
+    def _write_model(self, part: str, tensors: Tensors) -> str:
+        sha256 = digest(tensors)
+        path = self.root / "observations" / "models" / f"{part}-{sha256[:32]}.safetensors"
+        if not path.exists():
+            replace_tensors(path, tensors)
+        return sha256
+
+    def observation_records(self) -> list[Record]:
+        """Return the records of all observations that are wholly there, in order of id."""
+        folder = self.root / "observations"
+        return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+    def read_observation(self, identity: str) -> Observation:
+        """Read what was heard of one message.
+
+        Raises:
+            ConfigError: There is no such observation.
+        """
+        folder = self.root / "observations"
+        if not (folder / f"{identity}.json").is_file():
+            raise ConfigError(f"run '{self.name}' has no observation '{identity}'")
+        record = read_json(folder / f"{identity}.json")
+        tensors, _ = read_tensors(folder / f"{identity}.safetensors")
+        parts: dict[str, dict[str, Tensor]] = {"update": {}, "visible": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition("/")
+            parts[part][own] = tensor
+        return Observation(
+            round=record["round"],
+            sender=record["sender"],
+            receiver=record["receiver"],
+            kind=Kind(record["kind"]),
+            update=parts["update"],
+            visible=parts["visible"] if record["masked"] else None,
+            weights=self._read_model("weights", record["weights"]),
+            buffers=self._read_model("buffers", record["buffers"]),
+            num_examples=record["num_examples"],
+        )
+
+    def _read_model(self, part: str, sha256: str | None) -> dict[str, Tensor] | None:
+        if sha256 is None:
+            return None
+        path = self.root / "observations" / "models" / f"{part}-{sha256[:32]}.safetensors"
+        return read_tensors(path)[0]
+
+    def views_sha256(self) -> str:
+        """Return one digest of everything the adversary heard."""
+        total = hashlib.sha256()
+        for record in self.observation_records():
+            total.update(json.dumps(record, sort_keys=True).encode())
+        return total.hexdigest()
+
+    # oracle: only under its name, only when the threat model grants it
+
+    def write_oracle_labels(self, server_round: int, client: str, labels: Tensor) -> None:
+        """Write the private labels for an adversary that is granted them."""
+        path = self.root / "oracle" / f"round-{server_round:05d}-{client}.json"
+        replace_json(path, {"labels": labels.tolist()})
+
+    def read_oracle_labels(self, server_round: int, client: str) -> Tensor | None:
+        """Read the private labels, if the threat model granted them."""
+        path = self.root / "oracle" / f"round-{server_round:05d}-{client}.json"
+        return torch.tensor(read_json(path)["labels"]) if path.is_file() else None
+
+    # reconstructions
+
+    def write_reconstruction(
+        self,
+        observation: Record,
+        attack: str,
+        guess: Reconstruction | None,
+        *,
+        reason: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Write an attack's guess, or that it failed and why.
+
+        Args:
+            observation: The record of the observation that was attacked.
+            attack: The attack's label in the experiment.
+            guess: What it found; None if it failed.
+            reason: Why it failed, when it did.
+            seconds: Wall time of a failed attack.
+        """
+        stem = f"{observation['id']}--{attack}"
+        tensors: dict[str, Tensor] = {}
+        record: Record = {
+            "observation": observation["id"],
+            "round": observation["round"],
+            "victim": observation["sender"],
+            "attack": attack,
+            "status": "failed" if guess is None else "done" if guess.finished else "unfinished",
+            "reason": reason,
+            "seconds": round(seconds if guess is None else guess.seconds, 6),
+        }
+        if guess is not None:
+            if guess.inputs is not None:
+                tensors["inputs"] = guess.inputs
+            if guess.labels is not None:
+                tensors["labels"] = guess.labels
+            for index, snapshot in enumerate(guess.snapshots):
+                tensors[f"snapshot/{index:03d}"] = snapshot.inputs
+            record |= {
+                "matching_loss": finite(guess.matching_loss),
+                "steps": guess.steps,
+                "snapshots": [
+                    {"step": one.step, "matching_loss": finite(one.matching_loss)}
+                    for one in guess.snapshots
+                ],
+                "notes": {key: plain(value) for key, value in guess.notes.items()},
+                "sha256": digest(tensors),
+            }
+        folder = self.root / "reconstructions"
+        if tensors:
+            replace_tensors(folder / f"{stem}.safetensors", tensors)
+        replace_json(folder / f"{stem}.json", record)  # last: it marks the whole as there
+
+    def reconstruction_records(self) -> list[Record]:
+        """Return the records of all reconstructions that are wholly there, in order of name."""
+        folder = self.root / "reconstructions"
+        return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+    def read_reconstruction(self, record: Record) -> Reconstruction:
+        """Read the guess behind a reconstruction's record; a failed one has no inputs."""
+        stem = f"{record['observation']}--{record['attack']}"
+        path = self.root / "reconstructions" / f"{stem}.safetensors"
+        tensors = read_tensors(path)[0] if path.is_file() else {}
+        return Reconstruction(
+            inputs=tensors.get("inputs"),
+            labels=tensors.get("labels"),
+            matching_loss=record.get("matching_loss"),
+            steps=record.get("steps", 0),
+            seconds=record["seconds"],
+            finished=record["status"] == "done",
+            snapshots=tuple(
+                Snapshot(
+                    step=one["step"],
+                    inputs=tensors[f"snapshot/{index:03d}"],
+                    matching_loss=float("nan")
+                    if one["matching_loss"] is None
+                    else one["matching_loss"],
+                )
+                for index, one in enumerate(record.get("snapshots", []))
+            ),
+            notes=record.get("notes", {}),
+        )
+
+    def reconstructions(self) -> Iterator[tuple[Record, Reconstruction]]:
+        """Yield every reconstruction with its record."""
+        for record in self.reconstruction_records():
+            yield record, self.read_reconstruction(record)
+
+
+def finite(value: float | None) -> float | None:
+    """Return `value`, or None where JSON has no way to write it (NaN, infinity)."""
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def plain(value: str | float) -> str | float | None:
+    """Return a note as JSON can hold it."""
+    return value if isinstance(value, str) else finite(float(value))
