@@ -6,6 +6,7 @@ leaves a directory that can be read, scored, reported and resumed. The layout is
 `docs/run-directory.md`; `FORMAT` is its version.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -83,7 +84,8 @@ def append_line(path: Path, record: Record) -> None:
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line)
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 
@@ -199,6 +201,22 @@ class RunDirectory:
         """Return the rounds so far, in order, one each."""
         return list({record["round"]: record for record in self._log("rounds")}.values())
 
+    def size_of_rounds(self) -> int:
+        """Return how many bytes of rounds are recorded, as a place to read on from."""
+        path = self.root / "rounds.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def rounds_after(self, place: int) -> tuple[list[Record], int]:
+        """Return the rounds recorded after a place, and the new place."""
+        path = self.root / "rounds.jsonl"
+        if not path.exists():
+            return [], place
+        with path.open("rb") as file:
+            file.seek(place)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        records = [json.loads(line) for line in whole.split(b"\n") if line]
+        return records, place + len(whole) + len(newline)
+
     def append_event(self, kind: str, message: str, **details: object) -> None:
         """Add one event: a fault, a refused message, a failed attack, a resume."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -223,6 +241,21 @@ class RunDirectory:
         """Replace the log `name` ("rounds", "scores", "events") by these records."""
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         replace_bytes(self.root / f"{name}.jsonl", text.encode())
+
+    def repair(self) -> None:
+        """Cut off what a kill left half written at the end of a log, and forget partial files."""
+        for name in ("rounds", "scores", "events"):
+            path = self.root / f"{name}.jsonl"
+            if path.exists() and not path.read_bytes().endswith(b"\n"):
+                self.rewrite_log(name, self._log(name))
+        for part in self.root.rglob(".*.part"):
+            part.unlink()
+
+    def forget_reconstructions(self) -> None:
+        """Remove every reconstruction and score, so that the attacks run anew."""
+        for path in (self.root / "reconstructions").iterdir():
+            path.unlink()
+        (self.root / "scores.jsonl").unlink(missing_ok=True)
 
     def _log(self, name: str) -> list[Record]:
         return read_lines(self.root / f"{name}.jsonl")

@@ -1,0 +1,96 @@
+"""The ClientApp: unpacks a message, lets pure functions do the work, packs the reply."""
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from attacks.threats import Capability
+from clients.local_training import LocalUpdate, local_update
+from clients.participant import Participant, participant
+from fedsim import truth
+from fedsim.records import RunDirectory
+from fedsim.tasks import evaluate
+from fedsim.threat import threat_of
+from fedsim.wire import (
+    ARRAYS,
+    BUFFERS,
+    CONFIG,
+    EXPERIMENT,
+    METRICS,
+    NUM_EXAMPLES,
+    PARTITION,
+    ROUND,
+    TRAIN_LOSS,
+    load_state,
+    read_run_directory,
+    to_record,
+    to_tensors,
+)
+
+PROXIMAL_MU = "proximal-mu"
+"""The key under which Flower's FedProx sends its weight."""
+
+app = ClientApp()
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Say which client this node plays."""
+    return Message(
+        RecordDict({CONFIG: ConfigRecord({PARTITION: _number(context)})}), reply_to=message
+    )
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Compute one local update, seal the private batch, and send the update."""
+    me = participant(str(context.run_config[EXPERIMENT]), _number(context))
+    load_state(me.model, to_tensors(message.content.array_records[ARRAYS]))
+    config = message.content.config_records[CONFIG]
+    server_round = _integer(config[ROUND])
+    update = local_update(
+        me.model,
+        me.task.loss,
+        me.inputs,
+        me.labels,
+        me.experiment.training,
+        seed=me.experiment.seed,
+        server_round=server_round,
+        client=me.number,
+        proximal_mu=float(str(config.get(PROXIMAL_MU, 0.0))),
+    )
+    run = read_run_directory(context.run_config, config)
+    if run is not None and me.experiment.adversary.hears(server_round, me.number):
+        seal(run, me, server_round, update)
+    metrics = MetricRecord({NUM_EXAMPLES: len(update.used), TRAIN_LOSS: update.train_loss})
+    content = RecordDict({ARRAYS: to_record(update.tensors), METRICS: metrics})
+    if update.buffers:
+        content[BUFFERS] = to_record(update.buffers)
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate_locally(message: Message, context: Context) -> Message:
+    """Evaluate the weights received on this client's own data."""
+    me = participant(str(context.run_config[EXPERIMENT]), _number(context))
+    load_state(me.model, to_tensors(message.content.array_records[ARRAYS]))
+    accuracy, loss = evaluate(me.model, me.inputs, me.labels)
+    metrics = MetricRecord({NUM_EXAMPLES: len(me.inputs), "accuracy": accuracy, "loss": loss})
+    return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+
+def seal(run: RunDirectory, me: Participant, server_round: int, update: LocalUpdate) -> None:
+    """Put the private batch away for scoring, and hand an oracle the labels if it is granted."""
+    inputs, labels = me.inputs[update.used], me.labels[update.used]
+    truth.seal(run, server_round, me.name, inputs, labels)
+    if Capability.LABELS in threat_of(me.experiment).grants:
+        run.write_oracle_labels(server_round, me.name, labels)
+
+
+def _number(context: Context) -> int:
+    return _integer(context.node_config[PARTITION])
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value

@@ -1,0 +1,140 @@
+"""What a client computes in one round: a gradient, or weights after local SGD.
+
+Every random choice comes from a stream named by round and client, so that a client needs no
+memory, and every engine and every resumed run draws the same batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.observation import Loss, Tensors
+from fedsim.config import TrainingConfig
+from fedsim.seeds import derive, stream
+from fedsim.wire import shared_buffers, shared_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalUpdate:
+    """One client's work in one round.
+
+    Attributes:
+        tensors: Gradient by parameter name, or weights (or their change) by name.
+        buffers: Running statistics after a gradient; empty otherwise and for models without.
+        used: Indices into the client's own examples of those behind the update, in order.
+        train_loss: Mean loss over the examples used, at the time each was used.
+    """
+
+    tensors: Tensors
+    buffers: Tensors
+    used: Tensor
+    train_loss: float
+
+
+def batches(
+    num_examples: int, training: TrainingConfig, *, seed: int, server_round: int, client: int
+) -> Iterator[Tensor]:
+    """Yield the indices of each batch of one round, shape (B,) int64; the last may be smaller.
+
+    FedSGD takes one batch. FedAvg passes over the data `local_epochs` times, shuffled each time,
+    and stops after `max_local_steps`.
+    """
+    steps = 1 if training.algorithm == "fedsgd" else training.max_local_steps
+    taken = 0
+    for epoch in range(training.local_epochs):
+        rng = stream(seed, "round", server_round, "client", client, "epoch", epoch)
+        order = torch.randperm(num_examples, generator=rng)
+        for start in range(0, num_examples, training.batch_size):
+            if steps is not None and taken >= steps:
+                return
+            taken += 1
+            yield order[start : start + training.batch_size]
+
+
+def local_update(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    server_round: int,
+    client: int,
+    proximal_mu: float = 0.0,
+) -> LocalUpdate:
+    """Train `model`, which holds the weights received, on one client's data.
+
+    Args:
+        model: Changed in place.
+        loss: Mean over the batch.
+        inputs: The client's inputs, shape (N, C, H, W).
+        labels: Their labels, shape (N,).
+        training: The recipe.
+        seed: The experiment's seed.
+        server_round: The round.
+        client: The client's number.
+        proximal_mu: FedProx's pull towards the weights received (Li et al., 2020, arXiv
+            1812.06127); 0 is plain SGD.
+    """
+    plan = list(batches(len(inputs), training, seed=seed, server_round=server_round, client=client))
+    model.train()
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, "round", server_round, "client", client, "dropout"))
+        if training.algorithm == "fedsgd":
+            return _gradient(model, loss, inputs[plan[0]], labels[plan[0]], plan[0])
+        return _local_sgd(model, loss, inputs, labels, training, plan, proximal_mu)
+
+
+def _gradient(
+    model: nn.Module, loss: Loss, inputs: Tensor, labels: Tensor, used: Tensor
+) -> LocalUpdate:
+    value = loss(model(inputs), labels)
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
+    return LocalUpdate(
+        tensors=dict(zip(named, gradients, strict=True)),
+        buffers=shared_buffers(model),
+        used=used,
+        train_loss=float(value.detach()),
+    )
+
+
+def _local_sgd(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    training: TrainingConfig,
+    plan: list[Tensor],
+    proximal_mu: float,
+) -> LocalUpdate:
+    before = {name: tensor.clone() for name, tensor in shared_state(model).items()}
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=training.learning_rate, momentum=training.momentum
+    )
+    losses, counts = [], []
+    for batch in plan:
+        optimizer.zero_grad()
+        value = loss(model(inputs[batch]), labels[batch])
+        losses.append(float(value.detach()))
+        counts.append(len(batch))
+        if proximal_mu:
+            distance = torch.stack(
+                [(now - before[name]).square().sum() for name, now in model.named_parameters()]
+            ).sum()
+            value = value + proximal_mu / 2 * distance
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    after = {name: tensor.clone() for name, tensor in shared_state(model).items()}
+    if training.update_kind == "delta":
+        after = {name: tensor - before[name] for name, tensor in after.items()}
+    return LocalUpdate(
+        tensors=after,
+        buffers={},
+        used=torch.cat(plan).unique()  # type: ignore[no-untyped-call] if len(plan) > 1 else plan[0],
+        train_loss=sum(a * b for a, b in zip(losses, counts, strict=True)) / sum(counts),
+    )

@@ -1,0 +1,190 @@
+"""The commands. One per stage, and the only place that prints."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+# read by Flower and Ray when they are imported: no telemetry, no look-ups, no warnings of theirs
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.errors import ConfigError, FedsimError, RunFailed
+
+DONE, BAD_INPUT, RUN_FAILED, INTERRUPTED = 0, 2, 3, 130
+"""Exit codes; `docs/commands.md` explains them."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train with Flower, eavesdrop, invert what was heard, report the leakage.",
+)
+errors = Console(stderr=True, highlight=False)
+
+RunPath = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON; all else goes to stderr.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+]
+
+
+@app.command("run")
+def run_command(
+    experiment: Annotated[
+        str | None, typer.Argument(help="An experiment file (TOML), or a shipped name.")
+    ] = None,
+    overrides: Sets = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this interrupted run directory.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, eavesdrop, attack beside it, score and report."""
+    from fedsim import driver
+    from fedsim.live import LiveTable
+
+    if (experiment is None) == (resume is None):
+        raise ConfigError("give either an experiment or --resume RUN")
+    if resume is not None and overrides:
+        raise ConfigError("--set has no place with --resume: a resumed run keeps its experiment")
+    with LiveTable(_console(as_json)) as table:
+        if resume is not None:
+            result = driver.resume(resume, watch=table.watch)
+        else:
+            result = driver.run(str(experiment), overrides=overrides or (), watch=table.watch)
+    _conclude(result, as_json)
+
+
+@app.command()
+def attack(
+    run: RunPath,
+    again: Annotated[bool, typer.Option(help="Repeat attacks already made.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack what a run recorded, then score and report."""
+    from fedsim import driver
+    from fedsim.live import LiveTable
+
+    with LiveTable(_console(as_json)) as table:
+        result = driver.attack_again(run, watch=table.watch, again=again)
+    _conclude(result, as_json)
+
+
+@app.command()
+def score(run: RunPath, as_json: AsJson = False) -> None:
+    """Score every reconstruction of a run anew."""
+    from fedsim import driver
+
+    _conclude(driver.score_again(run), as_json)
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write a run's report anew."""
+    from fedsim.records import RunDirectory
+    from fedsim.report import build
+
+    typer.echo(build(RunDirectory.open(run)))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("compare.html"),
+) -> None:
+    """Put runs side by side in one page."""
+    from fedsim.records import RunDirectory
+    from fedsim.report import compare as build
+
+    typer.echo(build([RunDirectory.open(path) for path in runs], output))
+
+
+@app.command("list")
+def list_command(
+    family: Annotated[
+        str, typer.Argument(help="attacks, defenses, tasks, models, engines, experiments, ...")
+    ],
+) -> None:
+    """Print what there is, with one line each."""
+    from fedsim.families import entries
+
+    table = Table.grid(padding=(0, 2))
+    for name, line in entries(family):
+        table.add_row(name, line)
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of an experiment file."""
+    from fedsim.config import schema as build
+
+    typer.echo(json.dumps(build(), indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """Check that this installation is whole."""
+    from fedsim.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}")
+    if not all(finding.ok for finding in findings):
+        raise ConfigError("this installation is not whole; see the lines marked BAD")
+
+
+def _console(as_json: bool) -> Console:
+    return Console(stderr=as_json, highlight=False)
+
+
+def _conclude(result: "driver.RunResult", as_json: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+    if as_json:
+        typer.echo(json.dumps(result.summary, indent=1))
+    else:
+        typer.echo(result.report)
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Say what went wrong in one message, and end with the code that fits it."""
+    try:
+        yield
+    except RunFailed as error:
+        _end(str(error), RUN_FAILED)
+    except FedsimError as error:
+        _end(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _end("interrupted; what was recorded is kept: go on with fedsim run --resume", INTERRUPTED)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    errors.print(message, style="red", markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
+    sys.path.insert(0, str(Path.cwd()))  # the user's own `package.module:Name` may lie here
+    with _exit_codes():
+        app(standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""Experiments: one TOML file, checked before anything starts.
+
+Each section is a frozen model; the sentence under a field is its help text and stands in the JSON
+schema. Unknown keys are refused with the nearest name. Defaults live here only.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from attacks.threats import Capability
+from fedsim.catalog import nearest
+from fedsim.errors import ConfigError
+
+Options = dict[str, Any]
+"""Settings handed to a named object as they are; the object checks them."""
+
+
+class Section(BaseModel):
+    """A part of an experiment."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    """The data that clients hold."""
+
+    name: str = "digits"
+    """A name from `fedsim list tasks`, or `package.module:Name` of your own."""
+    root: str = ""
+    """Folder of data sets that are not embedded; empty means the user's cache folder."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the data set, such as `limit`."""
+
+
+class ModelConfig(Section):
+    """The model that everybody trains."""
+
+    name: str = "dlg-lenet"
+    """A name from `fedsim list models`, `torchvision:NAME`, or `package.module:Name`."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the model, such as `width`."""
+
+
+class PartitionConfig(Section):
+    """How the training data is divided among clients."""
+
+    name: str = "iid"
+    """A partitioner: iid, dirichlet, shard, pathological, linear, square, exponential."""
+    clients: Annotated[int, Field(ge=1)] = 10
+    """Number of clients."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the partitioner, such as `alpha`."""
+
+
+class TrainingConfig(Section):
+    """What a client does in a round."""
+
+    algorithm: Literal["fedsgd", "fedavg"] = "fedsgd"
+    """fedsgd: one batch, one gradient; fedavg: local epochs of SGD."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Examples per batch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Step size: of the server for fedsgd, of each client for fedavg."""
+    local_epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the client's data in a round (fedavg)."""
+    max_local_steps: Annotated[int, Field(ge=1)] | None = None
+    """At most so many optimizer steps in a round (fedavg); unset means no limit."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of local SGD (fedavg)."""
+    returns: Literal["gradient", "weights", "delta"] | None = None
+    """What a client sends; unset means gradient for fedsgd and weights for fedavg."""
+
+    @property
+    def update_kind(self) -> Literal["gradient", "weights", "delta"]:
+        """What a client sends."""
+        return self.returns or ("gradient" if self.algorithm == "fedsgd" else "weights")
+
+    def num_local_steps(self, num_examples: int) -> int:
+        """Return the optimizer steps that a client with this many examples takes in a round."""
+        if self.algorithm == "fedsgd":
+            return 1
+        steps = self.local_epochs * -(-num_examples // self.batch_size)
+        return min(steps, self.max_local_steps or steps)
+
+    @model_validator(mode="after")
+    def _returns_what_the_algorithm_computes(self) -> Self:
+        if (self.algorithm == "fedsgd") != (self.update_kind == "gradient"):
+            fits = "'gradient'" if self.algorithm == "fedsgd" else "'weights' or 'delta'"
+            raise ValueError(
+                f"returns must be {fits} for algorithm '{self.algorithm}', got '{self.returns}'"
+            )
+        return self
+
+
+class ServerConfig(Section):
+    """What the server does in a round."""
+
+    strategy: str | None = None
+    """A name from `fedsim list strategies`, or `package.module:Name` of your own; unset means
+    fedsgd or fedavg, as training.algorithm says."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the strategy, such as `server_momentum`."""
+    clients_per_round: Annotated[int, Field(ge=1)] | None = None
+    """Clients drawn in each round; unset means all."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Evaluate after every so many rounds, and after the last."""
+    evaluate_clients: bool = False
+    """Whether clients evaluate the new model on their own data as well."""
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds to wait for the replies of a round."""
+
+
+class EngineConfig(Section):
+    """What runs the apps."""
+
+    name: str = "in-process"
+    """A name from `fedsim list engines`."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Worker processes that play clients (ray, flwr)."""
+    address: str = "local"
+    """Ray cluster: `local` starts one, `auto` or `HOST:PORT` joins one."""
+    client_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a GPU that each client worker holds (ray, flwr)."""
+    device: str = "cpu"
+    """Where clients train: cpu, cuda, cuda:1, ..."""
+    attack_workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that run attacks."""
+    attack_device: str = "auto"
+    """Where attacks run; auto takes the GPU where there is one."""
+    attack_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a GPU that each attack worker holds (ray)."""
+
+
+class AdversaryConfig(Section):
+    """Who listens, to what, and what it is granted."""
+
+    threat: str = "curious-server"
+    """A name from `fedsim list threats`."""
+    rounds: Literal["all"] | list[Annotated[int, Field(ge=1)]] = "all"
+    """Rounds in which it keeps what it hears."""
+    victims: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
+    """Clients whose messages it keeps."""
+    grants: list[Capability] = Field(default_factory=list)
+    """Capabilities beyond those of the threat model; `labels` is an oracle and shown as one."""
+    public_sample: Annotated[int, Field(ge=1)] = 100
+    """Examples of the test split that baselines, and an adversary with `public-sample`, have."""
+
+    def hears(self, server_round: int, client: int) -> bool:
+        """Whether a message of this client in this round is kept."""
+        return (self.rounds == "all" or server_round in self.rounds) and (
+            self.victims == "all" or client in self.victims
+        )
+
+
+class AttackConfig(Section):
+    """One attack on every observation."""
+
+    name: str
+    """A name from `fedsim list attacks`, or `package.module:Name` of your own."""
+    label: str = ""
+    """How records and reports call it; empty means its name."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the attack, such as `steps`."""
+    time_budget_s: Annotated[float, Field(gt=0)] = 60.0
+    """Wall-clock seconds per victim; then the best guess so far counts, as unfinished."""
+
+    @property
+    def title(self) -> str:
+        """How records and reports call it."""
+        return self.label or self.name.replace(":", ".")
+
+
+class ScoreConfig(Section):
+    """What counts as recovered."""
+
+    success_threshold_db: float = 30.0
+    """An image is recovered when its PSNR reaches this many dB."""
+
+
+class OutputConfig(Section):
+    """Where records go."""
+
+    directory: str = "runs"
+    """Run directories are made in here."""
+    writers: list[Literal["tensorboard", "mlflow"]] = Field(default_factory=list)
+    """Further records, each an extra of the package."""
+
+
+class Experiment(Section):
+    """A federated training, and who listens to it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What run directories and reports call it."""
+    description: str = ""
+    """One line for people."""
+    seed: int = 0
+    """The one seed; every stream of random numbers derives from it by name."""
+    rounds: Annotated[int, Field(ge=1)] = 10
+    """Rounds of training."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    partition: PartitionConfig = PartitionConfig()
+    training: TrainingConfig = TrainingConfig()
+    server: ServerConfig = ServerConfig()
+    engine: EngineConfig = EngineConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    attacks: list[AttackConfig] = Field(default_factory=list)
+    """Attacks, each on every observation."""
+    score: ScoreConfig = ScoreConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        clients = self.partition.clients
+        drawn = self.server.clients_per_round
+        if drawn is not None and drawn > clients:
+            raise ValueError(
+                f"server.clients_per_round must be at most partition.clients ({clients}), "
+                f"got {drawn}"
+            )
+        if self.adversary.victims != "all":
+            for victim in self.adversary.victims:
+                if victim >= clients:
+                    raise ValueError(
+                        f"adversary.victims must be client numbers from 0 to {clients - 1}, "
+                        f"got {victim}"
+                    )
+        if self.adversary.rounds != "all":
+            for heard in self.adversary.rounds:
+                if heard > self.rounds:
+                    raise ValueError(
+                        f"adversary.rounds must be rounds from 1 to {self.rounds}, got {heard}"
+                    )
+        titles = [attack.title for attack in self.attacks]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"attacks: two are called '{title}'; give each a label of its own")
+        return self
+
+    def to_toml(self) -> str:
+        """Return the whole experiment, defaults filled in, as TOML."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def shipped() -> dict[str, str]:
+    """Return the shipped experiments: name -> TOML text."""
+    folder = resources.files("fedsim") / "experiments"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text()
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read and check an experiment.
+
+    Args:
+        source: A TOML file, or the name of a shipped experiment.
+        overrides: `key=value` texts; keys are dotted, values are TOML (or plain text).
+
+    Raises:
+        ConfigError: Something is wrong with it; the message names the place.
+    """
+    path = Path(source)
+    if path.is_file():
+        try:
+            text, where = path.read_text(), str(source)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source}: cannot be read: {error}") from error
+    elif (name := str(source)) in (known := shipped()):
+        text, where = known[name], name
+    elif path.suffix or len(path.parts) > 1:
+        raise ConfigError(f"no experiment file '{source}'")
+    else:
+        raise ConfigError(f"no experiment called '{source}'{nearest(name, known)}")
+    return parse_experiment(text, where=where, overrides=overrides)
+
+
+def parse_experiment(
+    text: str, *, where: str = "experiment", overrides: Sequence[str] = ()
+) -> Experiment:
+    """Check an experiment given as TOML text; `where` names it in messages.
+
+    Raises:
+        ConfigError: Something is wrong with it; the message names the place.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(one)}" for one in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set expects key=value, got '{override}'")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # plain text needs no quotes on a command line
+    *parents, last = key.strip().split(".")
+    place: Any = values
+    for parent in parents:
+        place = _step(place, parent, override)
+    if isinstance(place, list):
+        raise ConfigError(f"--set {override}: '{parents[-1]}' is a list; name one of its items")
+    if not isinstance(place, dict):
+        raise ConfigError(f"--set {override}: '{'.'.join(parents)}' is not a section")
+    place[last] = value
+
+
+def _step(place: Any, name: str, override: str) -> Any:
+    if isinstance(place, list):  # an item of a list, by number, label or name
+        for index, item in enumerate(place):
+            if name in (str(index), item.get("label"), item.get("name")):
+                return item
+        items = [item.get("label") or item.get("name", "") for item in place]
+        raise ConfigError(f"--set {override}: no item '{name}'{nearest(name, items)}")
+    if not isinstance(place, dict):
+        raise ConfigError(f"--set {override}: '{name}' is below a plain value")
+    return place.setdefault(name, {})
+
+
+_EXPECTED = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "string_too_short": "must not be empty",
+    "finite_number": "must be a finite number",
+}
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Say where, what was expected, what came, and what to do."""
+    place = _place(error["loc"])
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        *parents, unknown = place.split(".")
+        section = f" in [{'.'.join(parents)}]" if parents else ""
+        return f"unknown key '{unknown}'{section}{nearest(unknown, _fields(error['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{place} is required"
+    if kind == "value_error":
+        message = str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
+        return f"{place}.{message}" if place else message
+    if kind in ("literal_error", "enum"):
+        came = str(error["input"])
+        choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = nearest(came, choices).replace("; there are", "")
+        shown = ", ".join(f"'{choice}'" for choice in choices)
+        return f"{place} must be one of {shown}, got {came!r}" + (hint if "mean" in hint else "")
+    expected = _EXPECTED.get(kind)
+    if expected is None:
+        return f"{place}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return f"{place} {expected.format(**error.get('ctx', {}))}, got {error['input']!r}"
+
+
+def _place(location: Iterable[str | int]) -> str:
+    """Return a dotted key; the branches of a union are not part of what the user wrote."""
+    return ".".join(
+        str(part)
+        for part in location
+        if not (isinstance(part, str) and ("[" in part or part in ("list", "literal")))
+    )
+
+
+def _fields(location: Iterable[str | int]) -> list[str]:
+    section: type[BaseModel] = Experiment
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        inner = getattr(annotation, "__args__", (annotation,))[0]
+        section = cast("type[BaseModel]", inner)
+    return list(section.model_fields)
+
+
+def schema() -> Mapping[str, Any]:
+    """Return the JSON schema of an experiment file."""
+    return Experiment.model_json_schema()

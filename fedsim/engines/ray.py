@@ -1,0 +1,292 @@
+"""Clients on persistent Ray actors: on the cores of this machine, or of a cluster.
+
+An actor keeps data and model, plays its own clients only, and gets one call per round with all of
+its messages; what many messages share (the weights) is put into the object store once.
+"""
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from flwr.app import Context, Message, Metadata, RecordDict
+from ray.exceptions import RayError
+
+from fedsim.attacking import AttackWorker
+from fedsim.catalog import CLIENT_APP, SERVER_APP, load
+from fedsim.config import Experiment
+from fedsim.engines.local import (
+    FIRST_NODE,
+    NO_REPLY,
+    LocalGrid,
+    answer,
+    client_context,
+    failure,
+    server_context,
+)
+from fedsim.errors import ConfigError
+from fedsim.pool import AttackPool, Job
+from fedsim.records import Record, RunDirectory
+
+_ACTOR_ENVIRONMENT = {
+    "env_vars": {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"},
+}
+
+
+class ClientWorker:
+    """Plays clients inside one actor.
+
+    Args:
+        experiment: What is run, as JSON.
+        root: The run directory.
+        numbers: The clients that it plays.
+    """
+
+    def __init__(self, experiment: str, root: str, numbers: Sequence[int]) -> None:
+        from pathlib import Path
+
+        import torch
+
+        torch.set_num_threads(1)  # as every worker of every engine, for equal bits
+        self.app = load(CLIENT_APP)
+        parsed = Experiment.model_validate_json(experiment)
+        run = RunDirectory(Path(root))
+        self.contexts: dict[int, Context] = {
+            number: client_context(parsed, run, number) for number in numbers
+        }
+
+    def answer(
+        self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
+    ) -> list[Message]:
+        """Answer messages in order.
+
+        Args:
+            metadata: Of each message.
+            places: Which of `contents` each message carries.
+            contents: The different contents, read from the object store.
+        """
+        return [
+            answer(
+                self.app,
+                Message(contents[place], metadata=one),  # type: ignore[call-overload]
+                self.contexts[one.dst_node_id - FIRST_NODE],
+            )
+            for one, place in zip(metadata, places, strict=True)
+        ]
+
+
+class RayGrid(LocalGrid):
+    """Nodes live on actors; client `n` always on actor `n mod workers`.
+
+    Args:
+        experiment: What to run.
+        run: Where its records go.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+        super().__init__(experiment.partition.clients)
+        self.experiment = experiment
+        self.run_directory = run
+        self.size = min(experiment.engine.workers, self.num_nodes)
+        self.actors = [self._start(place) for place in range(self.size)]
+
+    def _start(self, place: int) -> Any:
+        actor = ray.remote(ClientWorker).options(
+            num_cpus=1,
+            num_gpus=self.experiment.engine.client_gpus,
+            runtime_env=_ACTOR_ENVIRONMENT,
+        )
+        numbers = list(range(place, self.num_nodes, self.size))
+        root = str(self.run_directory.root.resolve())
+        return actor.remote(self.experiment.model_dump_json(), root, numbers)
+
+    def deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
+        """Send each actor its messages in one call, and collect the replies.
+
+        A worker that dies costs its clients this round (an error reply each) and is replaced; a
+        worker that does not answer in time costs the same, and its clients' replies are missing.
+        """
+        contents = {id(message.content): message.content for message in messages}
+        stored = {key: ray.put(content) for key, content in contents.items()}
+        calls: dict[Any, tuple[int, list[int]]] = {}
+        for place in range(self.size):
+            mine = [
+                index
+                for index, message in enumerate(messages)
+                if (message.metadata.dst_node_id - FIRST_NODE) % self.size == place
+            ]
+            if mine:
+                calls[self._call(place, [messages[index] for index in mine], stored)] = (
+                    place,
+                    mine,
+                )
+        ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout)
+        replies: dict[int, Message] = {}
+        for call in ready:
+            place, mine = calls[call]
+            try:
+                replies.update(zip(mine, ray.get(call), strict=True))
+            except RayError as error:
+                reason = f"the worker died: {type(error).__name__}"
+                replies.update(
+                    {index: failure(messages[index], NO_REPLY, reason) for index in mine}
+                )
+                self._replace(place)
+        for call in late:  # it may never end: its clients go to a fresh worker
+            self._replace(calls[call][0])
+        return [replies[index] for index in sorted(replies)]
+
+    def _call(self, place: int, messages: Sequence[Message], stored: dict[int, Any]) -> Any:
+        keys = list(dict.fromkeys(id(message.content) for message in messages))
+        places = [keys.index(id(message.content)) for message in messages]
+        metadata = [message.metadata for message in messages]
+        return self.actors[place].answer.remote(metadata, places, *(stored[key] for key in keys))
+
+    def _replace(self, place: int) -> None:
+        ray.kill(self.actors[place])
+        self.actors[place] = self._start(place)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class AttackActor(AttackWorker):
+    """An attack worker inside an actor; sealed off from the truth like one in a process."""
+
+    def __init__(self, root: str) -> None:
+        from pathlib import Path
+
+        from fedsim.attacking import seal_off
+
+        seal_off(Path(root))
+        super().__init__(root)
+
+
+class RayPool:
+    """Attack workers as Ray actors, with a share of a GPU where the experiment says so.
+
+    Args:
+        experiment: Says how many, and how much of a GPU.
+        run: The run they attack.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+        self.experiment = experiment
+        self.run = run
+        self.jobs: deque[Job] = deque()
+        self.idle = [self._start() for _ in range(experiment.engine.attack_workers)]
+        self.running: dict[Any, tuple[Any, Job, float]] = {}
+
+    def _start(self) -> Any:
+        # no CPU of its own: client workers hold those for the whole run
+        actor = ray.remote(AttackActor).options(
+            num_cpus=0,
+            num_gpus=self.experiment.engine.attack_gpus,
+            runtime_env=_ACTOR_ENVIRONMENT,
+        )
+        return actor.remote(str(self.run.root.resolve()))
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; return at once."""
+        self.jobs.append(job)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs queued or running."""
+        return len(self.jobs) + len(self.running)
+
+    def poll(self) -> list[Record]:
+        """Return the answers that came since the last call, and keep the workers busy."""
+        from time import monotonic
+
+        answered: list[Record] = []
+        calls = list(self.running)
+        ready = ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []
+        for call in ready:
+            actor, job, _ = self.running.pop(call)
+            try:
+                answered.append(ray.get(call))
+                self.idle.append(actor)
+            except RayError as error:
+                said = str(error).strip().splitlines()[-1]
+                answered.append(job.failed(f"the attack worker died: {said}"))
+                self._replace(actor)
+        for call, (actor, job, deadline) in list(self.running.items()):
+            if monotonic() > deadline:
+                del self.running[call]
+                answered.append(
+                    job.failed(f"it did not end within {job.limit_s:g} s, and was ended")
+                )
+                self._replace(actor)
+        while self.idle and self.jobs:
+            actor, job = self.idle.pop(), self.jobs.popleft()
+            call = actor.attack.remote(job.observation, job.attack)
+            self.running[call] = (actor, job, monotonic() + job.limit_s)
+        return answered
+
+    def _replace(self, actor: Any) -> None:
+        ray.kill(actor)
+        self.idle.append(self._start())
+
+    def close(self) -> None:
+        """End the workers; jobs that are not answered yet are dropped."""
+        self.jobs.clear()
+        for actor in [*self.idle, *(actor for actor, _, _ in self.running.values())]:
+            ray.kill(actor)
+
+
+class Ray:
+    """Clients on persistent Ray workers, attacks on others beside them; one machine or many."""
+
+    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+        self.experiment = experiment
+        self.run = run
+        self.grid: RayGrid | None = None
+        self.started = not ray.is_initialized()
+        if self.started:
+            _initialize(experiment)
+        cpus = float(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        if experiment.engine.workers > cpus:
+            workers = experiment.engine.workers
+            self.close()
+            raise ConfigError(
+                f"engine.workers must be at most {cpus:g}, the CPUs of this cluster, got {workers}"
+            )
+
+    def open_pool(self) -> AttackPool:
+        """Start the workers that run attacks."""
+        return RayPool(self.experiment, self.run)
+
+    def train(self) -> None:
+        """Run all rounds."""
+        self.grid = RayGrid(self.experiment, self.run)
+        load(SERVER_APP)(self.grid, server_context(self.experiment, self.run))
+
+    def close(self) -> None:
+        """End the workers, and Ray itself if it was started here."""
+        with contextlib.suppress(RayError):
+            if self.grid is not None:
+                self.grid.close()
+        if self.started:
+            ray.shutdown()
+
+
+def _initialize(experiment: Experiment) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = experiment.engine.address
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        # never without an address: a cluster that died leaves a pointer that blocks for ever
+        workers = experiment.engine.workers
+        settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"engine.address: cannot join a Ray cluster at '{address}': {error}"
+        ) from error

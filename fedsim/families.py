@@ -1,0 +1,52 @@
+"""The families of names that experiments may use, for `fedsim list`."""
+
+import tomllib
+from collections.abc import Callable, Mapping
+
+from attacks import ATTACKS
+from attacks.threats import THREATS
+from fedsim.catalog import load, nearest, summary
+from fedsim.config import shipped
+from fedsim.data import DATASETS, PARTITIONERS
+from fedsim.engines import ENGINES
+from fedsim.errors import ConfigError
+from fedsim.models import MODELS
+
+Lines = list[tuple[str, str]]
+
+
+def _table(table: Mapping[str, str]) -> Lines:
+    return [(name, summary(reference)) for name, reference in table.items()]
+
+
+def _experiments() -> Lines:
+    return [(name, tomllib.loads(text)["description"]) for name, text in shipped().items()]
+
+
+def _strategies() -> Lines:
+    return _table(load("server:STRATEGIES"))
+
+
+FAMILIES: dict[str, Callable[[], Lines]] = {
+    "attacks": lambda: _table(ATTACKS),
+    "defenses": list,
+    "engines": lambda: _table(ENGINES),
+    "experiments": _experiments,
+    "models": lambda: _table(MODELS),
+    "partitions": lambda: _table(PARTITIONERS),
+    "strategies": _strategies,
+    "tasks": lambda: _table(DATASETS),
+    "threats": lambda: [(name, threat.summary) for name, threat in THREATS.items()],
+}
+"""What `fedsim list` can list."""
+
+
+def entries(family: str) -> Lines:
+    """Return the names of a family, with one line each.
+
+    Raises:
+        ConfigError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"unknown family '{family}'{nearest(family, FAMILIES)}")
+    return FAMILIES[family]()

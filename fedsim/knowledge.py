@@ -1,0 +1,118 @@
+"""What the adversary was told, as a file of the run: granted item by granted item.
+
+Attack workers read this file and the observations, and nothing else: they never load a data set.
+"""
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attacks.observation import Knowledge, LocalRecipe, Observation
+from attacks.threats import Capability, ThreatModel
+from fedsim.config import Experiment
+from fedsim.models.build import build_model
+from fedsim.records import (
+    Record,
+    RunDirectory,
+    read_json,
+    read_tensors,
+    replace_json,
+    replace_tensors,
+)
+
+
+def recipe_of(experiment: Experiment, most_steps: int) -> LocalRecipe:
+    """Return how clients train; `most_steps` is the largest number of steps of any of them."""
+    training = experiment.training
+    local = training.algorithm == "fedavg"
+    return LocalRecipe(
+        num_steps=most_steps,
+        learning_rate=training.learning_rate if local else None,
+        momentum=training.momentum,
+        num_epochs=training.local_epochs,
+    )
+
+
+def knowledge_record(
+    experiment: Experiment,
+    threat: ThreatModel,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    recipe: LocalRecipe,
+) -> Record:
+    """Return what `threat` grants of an experiment, and nothing else, as JSON holds it.
+
+    Args:
+        experiment: Names the model.
+        threat: What is granted.
+        input_shape: Shape of one input, (C, H, W).
+        num_classes: Width of the model's output.
+        recipe: How clients train.
+    """
+    grants = threat.grants
+    record: Record = {}
+    if Capability.ARCHITECTURE in grants:
+        record["model"] = {"name": experiment.model.name, "options": experiment.model.options}
+        record |= {"loss": "cross-entropy", "num_classes": num_classes}
+        record["input_shape"] = list(input_shape)  # an architecture gives it away
+    if Capability.INPUT_DOMAIN in grants:
+        record |= {"input_shape": list(input_shape), "input_range": [0.0, 1.0]}
+    if Capability.BATCH_SIZE in grants:
+        record["batch_size"] = experiment.training.batch_size
+    if Capability.LOCAL_RECIPE in grants:
+        record["recipe"] = asdict(recipe)
+    if Capability.LABELS in grants:
+        record["labels"] = "oracle"
+    return record
+
+
+def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowledge:
+    """Return the knowledge behind a record; the inverse of `knowledge_record`."""
+    model = None
+    shape = tuple(record["input_shape"]) if "input_shape" in record else None
+    if "model" in record and shape is not None:
+        # its weights mean nothing: those in force are in the observation
+        model = build_model(
+            record["model"]["name"],
+            shape,
+            record["num_classes"],
+            rng=torch.Generator().manual_seed(0),
+            options=record["model"]["options"],
+        )
+    low, high = record.get("input_range", (0.0, 1.0))
+    return Knowledge(
+        model=model,
+        loss=functional.cross_entropy,
+        input_shape=shape,
+        input_range=(low, high),
+        num_classes=record.get("num_classes"),
+        batch_size=record.get("batch_size"),
+        recipe=LocalRecipe(**record["recipe"]) if "recipe" in record else None,
+        public_sample=public_sample,
+    )
+
+
+def write_knowledge(run: RunDirectory, record: Record, public_sample: Tensor | None) -> None:
+    """Write what the adversary of this run is told; the sample only where it is granted."""
+    if public_sample is not None:
+        replace_tensors(run.root / "public_sample.safetensors", {"inputs": public_sample})
+    replace_json(run.root / "knowledge.json", record)
+
+
+def read_knowledge(run: RunDirectory) -> Knowledge:
+    """Return what the adversary of this run was told."""
+    sample = run.root / "public_sample.safetensors"
+    inputs = read_tensors(sample)[0]["inputs"] if sample.is_file() else None
+    return knowledge_from(read_json(run.root / "knowledge.json"), inputs)
+
+
+def knowledge_about(known: Knowledge, run: RunDirectory, seen: Observation) -> Knowledge:
+    """Return `known` with what was told about this one message: its size, an oracle's labels."""
+    if known.batch_size is not None and seen.num_examples is not None:
+        known = replace(known, batch_size=seen.num_examples)
+    if (labels := run.read_oracle_labels(seen.round, seen.sender)) is not None:
+        known = replace(known, labels=labels)
+    return known

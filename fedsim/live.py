@@ -1,0 +1,101 @@
+"""The live table: what a run is doing, round by round, as it happens."""
+
+from statistics import median
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.driver import Progress
+from fedsim.records import Record
+
+MOST_ROWS = 24
+"""Rows shown at once; older ones scroll off, and stay in the records."""
+
+
+class LiveTable:
+    """Draws a run's progress in place; a context manager.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=8, transient=False)
+        self.last: Progress | None = None
+
+    def __enter__(self) -> "LiveTable":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.last is not None:
+            self.live.update(render(self.last), refresh=True)
+        self.live.stop()
+
+    def watch(self, progress: Progress) -> None:
+        """Draw where the run stands."""
+        self.last = progress
+        self.live.update(render(progress))
+
+
+def render(progress: Progress) -> RenderableType:
+    """Return the table of one moment: a row per attacked round, and a line of state."""
+    experiment = progress.plan.experiment
+    table = Table(title=f"{experiment.name}: {progress.plan.threat.name}", title_justify="left")
+    for heading in ("round", "accuracy", "loss"):
+        table.add_column(heading, justify="right")
+    table.add_column("attack")
+    for heading in ("victims", "PSNR dB", "best", "baseline", "labels"):
+        table.add_column(heading, justify="right")
+    rows = rows_of(progress)
+    for row in rows[-MOST_ROWS:]:
+        table.add_row(*row)
+    newest = progress.rounds[-1]["round"] if progress.rounds else 0
+    state = Text(
+        f"{progress.stage}: round {newest} of {experiment.rounds}, "
+        f"{len(progress.scores)} attacks done, {progress.waiting} waiting",
+        style="dim",
+    )
+    return Group(table, state)
+
+
+def rows_of(progress: Progress) -> list[list[str]]:
+    """Return the rows of the table: one per attacked round and attack, in order."""
+    rounds = {record["round"]: record for record in progress.rounds}
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for score in list(progress.scores):
+        groups.setdefault((score["round"], score["attack"]), []).append(score)
+    order = {config.title: place for place, config in enumerate(progress.plan.experiment.attacks)}
+    rows, shown = [], None
+    for (number, attack), scores in sorted(
+        groups.items(), key=lambda item: (item[0][0], order.get(item[0][1], 0))
+    ):
+        record = rounds.get(number, {})
+        head = ["", "", ""]
+        if number != shown:
+            head = [str(number), _number(record.get("accuracy"), 3), _number(record.get("loss"), 3)]
+        shown = number
+        rows.append([*head, attack, *_leakage(scores)])
+    return rows
+
+
+def _leakage(scores: list[Record]) -> list[str]:
+    images = [image for score in scores for image in score["images"]]
+    values = [image["psnr_db"] for image in images if image["psnr_db"] is not None]
+    mean = [value for score in scores for value in score["baselines"]["data_mean"]["psnr_db"]]
+    labels = [score["label_accuracy"] for score in scores if score["label_accuracy"] is not None]
+    failed = sum(score["status"] == "failed" for score in scores)
+    return [
+        f"{len(scores)}" + (f" ({failed} failed)" if failed else ""),
+        _number(median(values), 1) if values else "-",
+        _number(max(values), 1) if values else "-",
+        _number(median(mean), 1) if mean else "-",
+        f"{sum(labels) / len(labels):.0%}" if labels else "-",
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,56 @@
+"""From an experiment to the things it names: the task, the shares of the clients."""
+
+import torch
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.data.partition import partition
+from fedsim.errors import ConfigError
+from fedsim.tasks import Task, load_task
+
+
+def task_of(experiment: Experiment) -> Task:
+    """Return the data, the model and the loss that the experiment names.
+
+    Raises:
+        ConfigError: A name or an option is wrong, or the model does not take the data.
+        DataMissing: The data are not there; the message says what to place where.
+    """
+    return load_task(
+        data=experiment.data.name,
+        data_root=experiment.data.root,
+        data_options=experiment.data.options,
+        model=experiment.model.name,
+        model_options=experiment.model.options,
+    )
+
+
+def shares_of(experiment: Experiment, task: Task) -> list[Tensor]:
+    """Return each client's indices into the training split, int64.
+
+    Raises:
+        ConfigError: The partition cannot be made, or leaves a client less than one batch.
+    """
+    shares = [
+        torch.as_tensor(share, dtype=torch.int64)
+        for share in partition(
+            task.data.train_labels,
+            name=experiment.partition.name,
+            num_clients=experiment.partition.clients,
+            seed=experiment.seed,
+            options=experiment.partition.options,
+        )
+    ]
+    smallest = min(range(len(shares)), key=lambda client: len(shares[client]))
+    if experiment.training.batch_size > len(shares[smallest]):
+        raise ConfigError(
+            f"training.batch_size must be at most {len(shares[smallest])}, the number of examples "
+            f"of client {smallest}, got {experiment.training.batch_size}; use a smaller batch, "
+            "fewer clients (partition.clients) or another partition"
+        )
+    return shares
+
+
+def most_local_steps(experiment: Experiment, shares: list[Tensor]) -> int:
+    """Return the largest number of optimizer steps that any client takes in a round."""
+    return max(experiment.training.num_local_steps(len(share)) for share in shares)

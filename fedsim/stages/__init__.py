@@ -1,0 +1,1 @@
+"""The stages of a run; each also runs alone on a finished run directory."""

@@ -1,0 +1,143 @@
+"""Check an experiment whole before anything starts, and write down what it assumes."""
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+import fedsim
+from attacks.observation import AttackFailed, Knowledge
+from attacks.threats import Capability, ThreatModel
+from fedsim.attacking import build_attack
+from fedsim.catalog import nearest
+from fedsim.config import Experiment
+from fedsim.data.images import public_sample
+from fedsim.engines import ENGINES
+from fedsim.errors import ConfigError
+from fedsim.knowledge import knowledge_from, knowledge_record, recipe_of, write_knowledge
+from fedsim.records import FORMAT, Record, RunDirectory, replace_bytes, replace_json
+from fedsim.seeds import stream
+from fedsim.setup import most_local_steps, shares_of, task_of
+from fedsim.tasks import Task
+from fedsim.threat import threat_of, threat_record
+
+_PACKAGES = ("flwr", "numpy", "ray", "safetensors", "torch", "torchvision")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A checked experiment.
+
+    Attributes:
+        experiment: As read.
+        task: Its data, model and loss.
+        threat: Its adversary.
+        told: What the adversary is told, as JSON holds it.
+        public_sample: Inputs of the test split that belong to no client, shape (N, C, H, W).
+    """
+
+    experiment: Experiment
+    task: Task
+    threat: ThreatModel
+    told: Record
+    public_sample: Tensor
+
+
+def check(experiment: Experiment) -> Plan:
+    """Resolve every name and refuse what cannot work.
+
+    Raises:
+        ConfigError: Something cannot be; the message says where and what to do.
+        DataMissing: The data are not there.
+    """
+    name = experiment.engine.name
+    if name not in ENGINES and ":" not in name:
+        raise ConfigError(f"engine.name: unknown engine '{name}'{nearest(name, ENGINES)}")
+    _check_devices(experiment)
+    threat = threat_of(experiment)
+    attacks = {config.title: build_attack(config) for config in experiment.attacks}
+    for title, attack in attacks.items():
+        if missing := threat.missing(attack.needs):
+            lacks = ", ".join(f"'{capability}'" for capability in missing)
+            raise ConfigError(
+                f"attack '{title}' needs {lacks}, which threat '{threat.name}' does not grant; "
+                "choose another attack or threat, or add it to adversary.grants"
+            )
+    task = task_of(experiment)
+    shares = shares_of(experiment, task)
+    told = knowledge_record(
+        experiment,
+        threat,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        recipe=recipe_of(experiment, most_local_steps(experiment, shares)),
+    )
+    rng = stream(experiment.seed, "public-sample")
+    sample = public_sample(task.data, experiment.adversary.public_sample, rng)
+    plan = Plan(experiment=experiment, task=task, threat=threat, told=told, public_sample=sample)
+    known = knowledge_from(told, granted_sample(plan))
+    for title, attack in attacks.items():
+        _refuse_hopeless(title, attack, known)
+    return plan
+
+
+def _refuse_hopeless(title: str, attack: object, known: Knowledge) -> None:
+    """Ask the attack, if it can tell, whether it could ever work on such an experiment."""
+    inspect = getattr(attack, "check", None)
+    if inspect is None:
+        return
+    try:
+        inspect(known)
+    except AttackFailed as failed:
+        raise ConfigError(f"attack '{title}' cannot work here: {failed}") from failed
+
+
+def _check_devices(experiment: Experiment) -> None:
+    for key in ("device", "attack_device"):
+        name = getattr(experiment.engine, key)
+        if key == "attack_device" and name == "auto":
+            continue
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"engine.{key} must name a device, got '{name}'") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"engine.{key} is '{name}', but no GPU is available here; use 'cpu'")
+
+
+def granted_sample(plan: Plan) -> Tensor | None:
+    """Return the public sample if the adversary has it."""
+    return plan.public_sample if Capability.PUBLIC_SAMPLE in plan.threat.grants else None
+
+
+def write_plan(plan: Plan, run: RunDirectory) -> None:
+    """Write what the run assumes: experiment, environment, threat model, knowledge."""
+    replace_json(run.environment, environment())
+    replace_json(run.root / "threat.json", threat_record(plan.threat))
+    write_knowledge(run, plan.told, granted_sample(plan))
+    replace_bytes(run.config, plan.experiment.to_toml().encode())  # last: it makes it a run
+
+
+def environment() -> Record:
+    """Return versions and hardware; no names of people, machines or folders."""
+    return {
+        "format": FORMAT,
+        "fedsim": fedsim.__version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

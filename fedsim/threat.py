@@ -1,0 +1,50 @@
+"""The threat model of an experiment, with everything it is granted."""
+
+from attacks.threats import THREATS, Capability, ThreatModel
+from fedsim.catalog import nearest
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.records import Record
+
+MEANING = {
+    Capability.WEIGHTS: "hears the weights in force when the update was computed",
+    Capability.ARCHITECTURE: "knows the model's architecture and the loss",
+    Capability.INPUT_DOMAIN: "knows the shape of an input and the range of its values",
+    Capability.BATCH_SIZE: "knows how many examples are behind an update",
+    Capability.LOCAL_RECIPE: "knows how clients train: steps, learning rate, momentum",
+    Capability.BATCHNORM_STATISTICS: "hears the running statistics of normalisation layers",
+    Capability.DEFENSE: "knows which defense is in force",
+    Capability.PUBLIC_SAMPLE: "has examples of the same kind that belong to no client",
+    Capability.LABELS: "ORACLE: is told the private labels; an upper bound, no real adversary",
+    Capability.CHANGE_WEIGHTS: "sends clients weights of its own choice",
+    Capability.CHANGE_ARCHITECTURE: "sends clients a model of its own choice",
+}
+"""What each capability means, for people."""
+
+
+def threat_of(experiment: Experiment) -> ThreatModel:
+    """Return the experiment's threat model, extra grants included.
+
+    Raises:
+        ConfigError: There is no such threat model.
+    """
+    name = experiment.adversary.threat
+    if name not in THREATS:
+        raise ConfigError(f"adversary.threat: unknown threat '{name}'{nearest(name, THREATS)}")
+    return THREATS[name].with_grants(frozenset(experiment.adversary.grants))
+
+
+def threat_record(threat: ThreatModel) -> Record:
+    """Return the threat model as the run directory holds it."""
+    return {
+        "name": threat.name,
+        "position": str(threat.position),
+        "active": threat.active,
+        "oracle": threat.oracle,
+        "summary": threat.summary,
+        "grants": [
+            {"capability": str(capability), "meaning": MEANING[capability]}
+            for capability in Capability
+            if capability in threat.grants
+        ],
+    }

@@ -1,0 +1,230 @@
+"""What travels between server and clients, and the check of what comes back.
+
+A reply is checked whole (names, shapes, dtypes, finite numbers) before any strategy sees it:
+stock aggregation dies of one bad reply and swallows NaN.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict, UserConfig
+from torch import Tensor, nn
+
+from attacks.observation import Tensors
+from fedsim.config import Experiment, read_experiment
+from fedsim.errors import FedsimError
+from fedsim.records import RunDirectory
+
+ARRAYS = "arrays"
+"""Record of weights, on the way down; of the update, on the way up."""
+BUFFERS = "buffers"
+"""Record of running statistics that a gradient reply carries along."""
+METRICS = "metrics"
+CONFIG = "config"
+
+ROUND = "server-round"
+RUN_DIRECTORY = "run-directory"
+EXPERIMENT = "experiment"
+PARTITION = "partition-id"
+NUM_EXAMPLES = "num-examples"
+TRAIN_LOSS = "train_loss"
+
+_HEADER_ALLOWANCE = 4096
+"""Bytes that an array's own header may take on the wire."""
+
+
+class BadReply(FedsimError):
+    """A reply that no strategy may see; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One client's checked reply.
+
+    Attributes:
+        tensors: The update, by parameter name (and by buffer name for weights and deltas).
+        buffers: Running statistics sent beside a gradient.
+        num_examples: Examples that the client says it trained on.
+        train_loss: Mean training loss that the client reports.
+        num_bytes: Size of the arrays on the wire.
+    """
+
+    tensors: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    num_examples: int
+    train_loss: float
+    num_bytes: int
+
+
+def shared_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters, by name."""
+    return {name: tensor.detach() for name, tensor in model.named_parameters()}
+
+
+def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics: floating buffers that are part of the model's state."""
+    saved = model.state_dict()
+    return {
+        name: tensor.detach()
+        for name, tensor in model.named_buffers()
+        if name in saved and tensor.is_floating_point()
+    }
+
+
+def shared_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what the federation shares of a model: parameters and running statistics."""
+    return shared_parameters(model) | shared_buffers(model)
+
+
+def load_state(model: nn.Module, state: Tensors) -> None:
+    """Put shared state into `model`; counters that are not shared keep their value."""
+    model.load_state_dict(dict(state), strict=False)
+
+
+def to_record(tensors: Tensors) -> ArrayRecord:
+    """Pack named tensors."""
+    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in tensors.items()})
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Unpack named tensors; each owns its memory."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def num_bytes(content: RecordDict) -> int:
+    """Return the size of all arrays in a message."""
+    return sum(
+        len(array.data) for part in content.array_records.values() for array in part.values()
+    )
+
+
+def read_update(
+    content: RecordDict, *, expected: Tensors, expected_buffers: Tensors | None = None
+) -> Update:
+    """Check and unpack one client's reply.
+
+    Args:
+        content: The reply.
+        expected: Tensors of the names, shapes and dtypes that the update must have.
+        expected_buffers: The same for running statistics beside a gradient; None if it has none.
+
+    Raises:
+        BadReply: Something is missing, too much, of the wrong form, or not a finite number.
+    """
+    metrics = _metrics(content)
+    wanted = {ARRAYS: expected} | ({BUFFERS: expected_buffers} if expected_buffers else {})
+    if set(content.array_records) != set(wanted):
+        raise BadReply(
+            f"array records must be {sorted(wanted)}, got {sorted(content.array_records)}"
+        )
+    parts = {
+        name: _tensors(content.array_records[name], template) for name, template in wanted.items()
+    }
+    return Update(
+        tensors=parts[ARRAYS],
+        buffers=parts.get(BUFFERS, {}),
+        num_examples=int(metrics[NUM_EXAMPLES]),
+        train_loss=metrics[TRAIN_LOSS],
+        num_bytes=num_bytes(content),
+    )
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """Check and unpack the metrics of an evaluation reply.
+
+    Raises:
+        BadReply: A metric is missing, not a number, or there are no examples behind it.
+    """
+    return _metrics(content, needed=(NUM_EXAMPLES, "accuracy", "loss"))
+
+
+def _metrics(
+    content: RecordDict, needed: tuple[str, ...] = (NUM_EXAMPLES, TRAIN_LOSS)
+) -> dict[str, float]:
+    if set(content.metric_records) != {METRICS}:
+        raise BadReply(
+            f"metric records must be ['{METRICS}'], got {sorted(content.metric_records)}"
+        )
+    record = content.metric_records[METRICS]
+    values: dict[str, float] = {}
+    for name in needed:
+        value = record.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadReply(f"metric '{name}' must be a finite number, got {value!r}")
+        values[name] = float(value)
+    if values[NUM_EXAMPLES] < 1:
+        raise BadReply(f"'{NUM_EXAMPLES}' must be at least 1, got {values[NUM_EXAMPLES]:g}")
+    return values
+
+
+def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
+    if missing := sorted(set(expected) - set(record)):
+        raise BadReply(f"the update lacks {_some(missing)}")
+    if extra := sorted(set(record) - set(expected)):
+        raise BadReply(f"the update has {_some(extra)}, which the model does not")
+    tensors = {}
+    for name, template in expected.items():
+        array = record[name]
+        size = template.numel() * template.element_size()
+        # before decoding, so that no reply makes us allocate more than the model's own size
+        if len(array.data) > size + _HEADER_ALLOWANCE:
+            raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
+        try:
+            tensor = torch.from_numpy(np.array(array.numpy()))
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise BadReply(f"'{name}' cannot be decoded: {error}") from error
+        if tensor.shape != template.shape:
+            raise BadReply(
+                f"'{name}' must have shape {tuple(template.shape)}, got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != template.dtype:
+            raise BadReply(f"'{name}' must be {template.dtype}, got {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
+            raise BadReply(f"'{name}' holds NaN or infinity")
+        tensors[name] = tensor
+    return tensors
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def metrics_record(**values: float) -> MetricRecord:
+    """Pack metrics; underscores of the names become dashes except in `train_loss`."""
+    return MetricRecord(
+        {name if name == TRAIN_LOSS else name.replace("_", "-"): v for name, v in values.items()}
+    )
+
+
+def run_config(experiment: Experiment, run: RunDirectory) -> UserConfig:
+    """Return the run configuration that both apps read: flat text, as Flower demands."""
+    return {
+        EXPERIMENT: experiment.model_dump_json(),
+        RUN_DIRECTORY: str(run.root.resolve()),
+    }
+
+
+def read_experiment_config(config: Mapping[str, object]) -> Experiment:
+    """Return the experiment of a run configuration: JSON, a file, or a shipped name."""
+    text = str(config.get(EXPERIMENT, ""))
+    if text.startswith("{"):
+        return Experiment.model_validate(json.loads(text))
+    return read_experiment(text)
+
+
+def read_run_directory(
+    run_settings: Mapping[str, object], message: ConfigRecord | None = None
+) -> RunDirectory | None:
+    """Return the run directory that the configuration, or else the message, names."""
+    text = run_settings.get(RUN_DIRECTORY) or (message.get(RUN_DIRECTORY) if message else None)
+    return RunDirectory(Path(str(text))) if text else None
+
+
+UpdateKind = Literal["gradient", "weights", "delta"]

@@ -1,0 +1,1 @@
+"""The ears at the server and on the links."""

@@ -1,0 +1,61 @@
+"""The honest-but-curious server: a Strategy around a Strategy."""
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.wire import ARRAYS
+from server.adversaries.ear import Ear
+
+
+class HonestButCurious(Strategy):
+    """Run `inner` unchanged and remember what each client was sent and what it answered.
+
+    Args:
+        inner: The strategy that does the work.
+        ear: What is kept.
+    """
+
+    def __init__(self, inner: Strategy, ear: Ear) -> None:
+        self.inner = inner
+        self.ear = ear
+        self._sent: dict[int, ArrayRecord] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember what is sent to whom; a strategy may send each client its own weights."""
+        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        self._sent = {
+            message.metadata.dst_node_id: message.content.array_records[ARRAYS]
+            for message in messages
+        }
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Keep each update, then let `inner` aggregate the same replies."""
+        replies = list(replies)  # Flower hands over an iterable; both readers need it
+        for reply in replies:
+            if (sent := self._sent.get(reply.metadata.src_node_id)) is not None:
+                self.ear.hear(server_round, sent, reply)
+        return self.inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave it to `inner`."""
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Leave it to `inner`."""
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Leave it to `inner`."""
+        self.inner.summary()

@@ -1,0 +1,69 @@
+"""What an adversary keeps of the messages that it hears."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message
+
+from attacks.observation import Kind, Observation, Tensors
+from attacks.threats import Capability, ThreatModel
+from fedsim.config import AdversaryConfig
+from fedsim.wire import BadReply, to_tensors
+from server.guard import Exchange
+
+Keep = Callable[[Observation], object]
+"""Where an observation goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ear:
+    """Turns messages that cross one place into observations.
+
+    Attributes:
+        threat: What is granted; the rest of a message is not kept.
+        scope: Which rounds and victims it listens to.
+        exchange: How updates look on the wire.
+        keep: Where observations go.
+    """
+
+    threat: ThreatModel
+    scope: AdversaryConfig
+    exchange: Exchange
+    keep: Keep
+
+    def hear(self, server_round: int, sent: ArrayRecord, reply: Message) -> None:
+        """Keep what one reply says about the client behind it.
+
+        Args:
+            server_round: The round.
+            sent: The weights that this client was sent.
+            reply: The client's reply, as it crossed this place. A reply that is not an update
+                (an error, a malformed message) is not kept; the guard records it as an event.
+        """
+        client = self.exchange.client_of.get(reply.metadata.src_node_id)
+        if client is None or not self.scope.hears(server_round, client):
+            return
+        try:
+            update = self.exchange.read(reply)
+        except BadReply:
+            return
+        state = to_tensors(sent)
+        self.keep(
+            Observation(
+                round=server_round,
+                sender=f"client-{client}",
+                receiver="server",
+                kind=Kind(self.exchange.kind),
+                update={name: update.tensors[name] for name in self.exchange.parameters},
+                weights=self._granted(Capability.WEIGHTS, state, self.exchange.parameters),
+                buffers=self._granted(
+                    Capability.BATCHNORM_STATISTICS, state, self.exchange.buffers
+                ),
+                num_examples=update.num_examples,
+            )
+        )
+
+    def _granted(self, capability: Capability, state: Tensors, names: Tensors) -> Tensors | None:
+        if capability not in self.threat.grants or not names:
+            return None
+        return {name: state[name] for name in names}

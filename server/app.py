@@ -1,0 +1,25 @@
+"""The ServerApp, as Flower and every engine start it."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsim.records import RunDirectory
+from fedsim.stages.prepare import check, write_plan
+from fedsim.wire import read_experiment_config, read_run_directory
+from server.rounds import train
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run configuration holds."""
+    experiment = read_experiment_config(context.run_config)
+    run = read_run_directory(context.run_config)
+    if run is None:  # started by `flwr run`, not by `fedsim run`: nobody has made one
+        run = RunDirectory.create(Path(experiment.output.directory), experiment.name)
+    if not run.config.is_file():
+        write_plan(check(experiment), run)
+    train(experiment, run, grid)

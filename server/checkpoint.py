@@ -1,0 +1,101 @@
+"""Where a resumed run goes on: the weights after a round, and the strategy's memory.
+
+A Flower strategy keeps its memory (momenta, previous weights) in attributes that are arrays, or
+lists, tuples, dicts or records of arrays. They are saved by attribute name as plain tensors.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.records import RunDirectory, read_tensors, replace_tensors
+from fedsim.wire import to_record, to_tensors
+
+
+def save(run: RunDirectory, server_round: int, arrays: ArrayRecord, strategy: Strategy) -> None:
+    """Write the state after `server_round`; the file appears whole."""
+    memory, shapes = _memory(strategy)
+    tensors = {f"weights/{name}": tensor for name, tensor in to_tensors(arrays).items()}
+    metadata = {"round": str(server_round), "strategy": json.dumps(shapes)}
+    replace_tensors(run.checkpoint, tensors | memory, metadata)
+
+
+def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | None:
+    """Give `strategy` its memory back; return the last round and the weights after it.
+
+    Returns None if the run has no checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint is of another strategy.
+    """
+    if not run.checkpoint.is_file():
+        return None
+    tensors, metadata = read_tensors(run.checkpoint)
+    shapes: dict[str, str | list[str]] = json.loads(metadata["strategy"])
+    for attribute, shape in shapes.items():
+        if not hasattr(strategy, attribute):
+            raise ConfigError(
+                f"run '{run.name}' was made with another strategy: its checkpoint has "
+                f"'{attribute}', {type(strategy).__name__} does not"
+            )
+        prefix = f"strategy/{attribute}/"
+        parts = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        setattr(strategy, attribute, _rebuild(parts, shape))
+    return int(metadata["round"]), to_record(weights_of(tensors))
+
+
+def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights among a checkpoint's tensors."""
+    prefix = "weights/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _memory(strategy: Strategy) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, Any] = {}
+    for attribute, value in vars(strategy).items():
+        taken = _take(value)
+        if taken is None:
+            continue
+        shapes[attribute], parts = taken
+        for name, array in parts.items():
+            tensors[f"strategy/{attribute}/{name}"] = torch.from_numpy(np.array(array))
+    return tensors, shapes
+
+
+def _take(value: object) -> tuple[str, dict[str, np.ndarray]] | None:
+    """Return the shape of a container of arrays and its arrays by name; None for anything else."""
+    if isinstance(value, ArrayRecord):
+        return "record", {name: array.numpy() for name, array in value.items()}
+    if isinstance(value, np.ndarray):
+        return "array", {"": value}
+    if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+        return "dict", value
+    if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+        return "list", {f"{index:06d}": array for index, array in enumerate(value)}
+    return None
+
+
+def _rebuild(parts: dict[str, Tensor], shape: object) -> object:
+    arrays = {name: tensor.numpy() for name, tensor in parts.items()}
+    if shape == "record":
+        return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    if shape == "array":
+        return arrays[""]
+    if shape == "dict":
+        return arrays
+    return [arrays[name] for name in sorted(arrays)]

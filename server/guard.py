@@ -1,0 +1,206 @@
+"""A strategy's doorman: checks replies, puts them in order, and speaks the strategy's language."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from attacks.observation import Tensors
+from fedsim.errors import RunFailed
+from fedsim.wire import (
+    ARRAYS,
+    BUFFERS,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_LOSS,
+    BadReply,
+    Update,
+    UpdateKind,
+    read_metrics,
+    read_update,
+    to_record,
+    to_tensors,
+)
+
+OnEvent = Callable[[str, str, int], None]
+"""(kind, message, client) -> nothing; where refused replies are recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What server and clients agreed on.
+
+    Attributes:
+        kind: What clients send.
+        parameters: Templates of the parameters: names, shapes, dtypes.
+        buffers: Templates of the running statistics; empty for models without.
+        learning_rate: Step size that turns a gradient into weights for stock strategies.
+        client_of: Client number by node id.
+    """
+
+    kind: UpdateKind
+    parameters: Tensors
+    buffers: Tensors
+    learning_rate: float
+    client_of: Mapping[int, int]
+
+    def read(self, reply: Message) -> Update:
+        """Check and unpack one training reply.
+
+        Raises:
+            BadReply: No strategy may see it.
+        """
+        if reply.has_error():
+            raise BadReply(reply.error.reason or f"error code {reply.error.code}")
+        if self.kind == "gradient":
+            return read_update(
+                reply.content, expected=self.parameters, expected_buffers=self.buffers
+            )
+        return read_update(reply.content, expected={**self.parameters, **self.buffers})
+
+
+@dataclass
+class Tally:
+    """What came back in one round.
+
+    Attributes:
+        clients: Clients whose replies were accepted.
+        rejected: Replies that were refused, errors included.
+        bytes_up: Size of the accepted arrays.
+    """
+
+    clients: list[int] = field(default_factory=list)
+    rejected: int = 0
+    bytes_up: int = 0
+
+
+class Guarded(Strategy):
+    """Run `inner` on checked replies, in order of client number.
+
+    A stock strategy expects weights: gradients and deltas are turned into the weights that they
+    lead to, unless the strategy has an attribute `wants_gradients` that is true. A refused reply
+    is an event and never reaches `inner`.
+
+    Args:
+        inner: The strategy.
+        exchange: What replies must look like.
+        on_event: Told of every refused reply.
+    """
+
+    def __init__(self, inner: Strategy, exchange: Exchange, on_event: OnEvent) -> None:
+        self.inner = inner
+        self.exchange = exchange
+        self.on_event = on_event
+        self.tally = Tally()
+        self._sent = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember the weights sent."""
+        self.tally = Tally()
+        self._sent = arrays
+        return self.inner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check, order and translate the replies, then let `inner` aggregate them.
+
+        Raises:
+            RunFailed: `inner` failed on replies that are sound, or its result is not finite.
+        """
+        accepted: list[tuple[int, Message]] = []
+        for reply in replies:
+            client = self.client(reply)
+            try:
+                update = self.exchange.read(reply)
+            except BadReply as bad:
+                self.tally.rejected += 1
+                kind = "client-failed" if reply.has_error() else "update-rejected"
+                self.on_event(kind, str(bad), client)
+                continue
+            reply.content = self._translate(update)
+            self.tally.bytes_up += update.num_bytes
+            accepted.append((client, reply))
+        accepted.sort(key=lambda pair: pair[0])
+        self.tally.clients = [client for client, _ in accepted]
+        if not accepted:
+            return None, None
+        try:
+            arrays, metrics = self.inner.aggregate_train(server_round, [m for _, m in accepted])
+        except Exception as error:
+            raise RunFailed(
+                f"round {server_round}: {type(self.inner).__name__} failed on "
+                f"{len(accepted)} sound replies: {type(error).__name__}: {error}"
+            ) from error
+        if arrays is not None and not all(
+            torch.isfinite(tensor).all() for tensor in to_tensors(arrays).values()
+        ):
+            raise RunFailed(
+                f"round {server_round}: the new weights hold NaN or infinity although every "
+                "update was finite; lower training.learning_rate"
+            )
+        return self._as_sent(arrays), metrics
+
+    def client(self, reply: Message) -> int:
+        """Return the number of the client that a reply came from; -1 if nobody knows."""
+        return self.exchange.client_of.get(reply.metadata.src_node_id, -1)
+
+    def _translate(self, update: Update) -> RecordDict:
+        metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, TRAIN_LOSS: update.train_loss})
+        if getattr(self.inner, "wants_gradients", False):
+            parts = {ARRAYS: to_record(update.tensors)}
+            if update.buffers:
+                parts[BUFFERS] = to_record(update.buffers)
+            return RecordDict({**parts, METRICS: metrics})
+        weights = update.tensors
+        if self.exchange.kind != "weights":
+            before = to_tensors(self._sent)
+            scale = -self.exchange.learning_rate if self.exchange.kind == "gradient" else 1.0
+            weights = {name: before[name] + scale * t for name, t in weights.items()}
+            weights |= update.buffers
+        return RecordDict({ARRAYS: to_record(weights), METRICS: metrics})
+
+    def _as_sent(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
+        """Give the new weights the dtypes of the old: stock averages may come out wider."""
+        if arrays is None:
+            return None
+        templates = {**self.exchange.parameters, **self.exchange.buffers}
+        new = to_tensors(arrays)
+        return to_record({name: new[name].to(like.dtype) for name, like in templates.items()})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave it to `inner`."""
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Check and order the replies, then let `inner` aggregate them."""
+        accepted: list[tuple[int, Message]] = []
+        for reply in replies:
+            client = self.client(reply)
+            try:
+                if reply.has_error():
+                    raise BadReply(reply.error.reason or f"error code {reply.error.code}")
+                values = read_metrics(reply.content)
+            except BadReply as bad:
+                self.on_event("evaluation-rejected", str(bad), client)
+                continue
+            values[NUM_EXAMPLES] = int(values[NUM_EXAMPLES])
+            reply.content = RecordDict({METRICS: MetricRecord(dict(values))})
+            accepted.append((client, reply))
+        if not accepted:
+            return None
+        accepted.sort(key=lambda pair: pair[0])
+        return self.inner.aggregate_evaluate(server_round, [message for _, message in accepted])
+
+    def summary(self) -> None:
+        """Leave it to `inner`."""
+        self.inner.summary()

@@ -1,0 +1,229 @@
+"""The rounds of a federation with a server: draw clients, train, aggregate, evaluate, record."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from attacks.threats import Position, ThreatModel
+from fedsim.config import Experiment
+from fedsim.errors import RunFailed
+from fedsim.records import Record, RunDirectory, finite
+from fedsim.seeds import stream
+from fedsim.setup import task_of
+from fedsim.tasks import Task, evaluate
+from fedsim.threat import threat_of
+from fedsim.wire import (
+    CONFIG,
+    PARTITION,
+    RUN_DIRECTORY,
+    TRAIN_LOSS,
+    load_state,
+    num_bytes,
+    shared_buffers,
+    shared_parameters,
+    shared_state,
+    to_record,
+    to_tensors,
+)
+from server import checkpoint
+from server.adversaries.curious import HonestButCurious
+from server.adversaries.ear import Ear
+from server.adversaries.link_tap import LinkTap
+from server.grids import Cohort
+from server.guard import Exchange, Guarded
+from server.strategies import build_strategy
+
+
+def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
+    """Run every round that the run directory does not hold yet.
+
+    Raises:
+        RunFailed: Clients do not answer, or aggregation failed; what was recorded is kept.
+        ConfigError: The experiment asks for something that cannot be.
+    """
+    task = task_of(experiment)
+    model = task.build_model(stream(experiment.seed, "model"))
+    strategy = build_strategy(experiment)
+    resumed = checkpoint.restore(run, strategy)
+    last, arrays = resumed or (0, to_record(shared_state(model)))
+    nodes = find_clients(grid, experiment)
+    exchange = Exchange(
+        kind=experiment.training.update_kind,
+        parameters=shared_parameters(model),
+        buffers=shared_buffers(model),
+        learning_rate=experiment.training.learning_rate,
+        client_of={node: client for client, node in nodes.items()},
+    )
+    loop = _Rounds(experiment, run, task, model, strategy, exchange, nodes)
+    loop.place_adversary(grid, threat_of(experiment))
+    if resumed is None:
+        run.append_round(loop.evaluated({"round": 0}, arrays))
+        checkpoint.save(run, 0, arrays, strategy)
+    for server_round in range(last + 1, experiment.rounds + 1):
+        arrays = loop.one(server_round, arrays)
+
+
+def find_clients(grid: Grid, experiment: Experiment) -> dict[int, int]:
+    """Ask every node which client it plays; return node ids by client number, in order.
+
+    Raises:
+        RunFailed: Not every client is there before the reply timeout.
+    """
+    wanted = experiment.partition.clients
+    deadline = time.monotonic() + experiment.server.reply_timeout_s
+    nodes: dict[int, int] = {}
+    while True:
+        known = set(nodes.values())
+        unknown = [node for node in grid.get_node_ids() if node not in known]
+        questions = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+        left = max(1.0, deadline - time.monotonic())
+        for reply in grid.send_and_receive(questions, timeout=left) if questions else []:
+            if reply.has_error():
+                raise RunFailed(f"a client failed at the start: {reply.error.reason}")
+            client = reply.content.config_records[CONFIG][PARTITION]
+            if isinstance(client, int) and client < wanted:
+                nodes[client] = reply.metadata.src_node_id
+        if len(nodes) == wanted:
+            return dict(sorted(nodes.items()))
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"{len(nodes)} of {wanted} clients answered within "
+                f"{experiment.server.reply_timeout_s:g} s (server.reply_timeout_s)"
+            )
+        time.sleep(0.1)
+
+
+class _Rounds:
+    """The fixed things of a run, and one round at a time."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: RunDirectory,
+        task: Task,
+        model: nn.Module,
+        strategy: Strategy,
+        exchange: Exchange,
+        nodes: Mapping[int, int],
+    ) -> None:
+        self.experiment = experiment
+        self.run = run
+        self.task = task
+        self.model = model
+        self.inner = strategy
+        self.guard = Guarded(strategy, exchange, self._refused)
+        self.strategy: Strategy = self.guard
+        self.grid: Grid
+        self.exchange = exchange
+        self.nodes = nodes
+        self.round = 0
+
+    def place_adversary(self, grid: Grid, threat: ThreatModel) -> None:
+        """Put the ear where the threat model says."""
+        ear = Ear(
+            threat=threat,
+            scope=self.experiment.adversary,
+            exchange=self.exchange,
+            keep=self.run.write_observation,
+        )
+        self.grid = grid
+        if threat.position is Position.LINK:
+            self.grid = LinkTap(grid, ear)
+        else:
+            self.strategy = HonestButCurious(self.guard, ear)
+
+    def one(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Run one round; return the new weights."""
+        start = time.perf_counter()
+        self.round = server_round
+        drawn = draw_clients(self.experiment, server_round)
+        cohort = Cohort(self.grid, [self.nodes[client] for client in drawn])
+        config = self._message_config()
+        messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
+        replies = list(self._exchange(cohort, messages))
+        new, metrics = self.strategy.aggregate_train(server_round, replies)
+        if new is None:
+            self.run.append_event(
+                "round-without-update",
+                f"round {server_round}: no usable reply from {len(messages)} clients; "
+                "the weights stay as they were",
+                round=server_round,
+            )
+        arrays = new or arrays
+        tally = self.guard.tally
+        record: Record = {
+            "round": server_round,
+            "train_loss": _metric(metrics, TRAIN_LOSS),
+            "clients": tally.clients,
+            "replies": len(replies),
+            "rejected": tally.rejected,
+            "bytes_up": tally.bytes_up,
+            "bytes_down": sum(num_bytes(message.content) for message in messages),
+        }
+        if self.experiment.server.evaluate_clients:
+            record |= self._ask_clients(server_round, arrays, cohort)
+        if (
+            server_round % self.experiment.server.evaluate_every == 0
+            or server_round == self.experiment.rounds
+        ):
+            record = self.evaluated(record, arrays)
+        checkpoint.save(self.run, server_round, arrays, self.inner)
+        self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
+        return arrays
+
+    def _message_config(self) -> ConfigRecord:
+        return ConfigRecord({RUN_DIRECTORY: str(self.run.root.resolve())})
+
+    def _exchange(self, cohort: Grid, messages: list[Message]) -> list[Message]:
+        timeout = self.experiment.server.reply_timeout_s
+        replies = list(cohort.send_and_receive(messages, timeout=timeout))
+        answered = {reply.metadata.src_node_id for reply in replies}
+        for message in messages:
+            if (node := message.metadata.dst_node_id) not in answered:
+                self._refused(
+                    "no-reply", f"no reply within {timeout:g} s", self.exchange.client_of[node]
+                )
+        return replies
+
+    def _ask_clients(self, server_round: int, arrays: ArrayRecord, cohort: Grid) -> Record:
+        config = self._message_config()
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, cohort))
+        replies = self._exchange(cohort, messages)
+        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        return {
+            "client_accuracy": _metric(metrics, "accuracy"),
+            "client_loss": _metric(metrics, "loss"),
+        }
+
+    def evaluated(self, record: Record, arrays: ArrayRecord) -> Record:
+        """Return `record` with the accuracy and loss of these weights on the test split."""
+        load_state(self.model, to_tensors(arrays))
+        data = self.task.data
+        accuracy, loss = evaluate(self.model, data.test_inputs, data.test_labels)
+        return record | {"accuracy": accuracy, "loss": finite(loss)}
+
+    def _refused(self, kind: str, message: str, client: int) -> None:
+        self.run.append_event(
+            kind,
+            f"round {self.round}, client {client}: {message}",
+            round=self.round,
+            client=client,
+        )
+
+
+def draw_clients(experiment: Experiment, server_round: int) -> list[int]:
+    """Return the clients of a round, in order: all, or a seeded draw without replacement."""
+    clients = experiment.partition.clients
+    count = experiment.server.clients_per_round or clients
+    rng = stream(experiment.seed, "round", server_round, "clients")
+    return sorted(torch.randperm(clients, generator=rng)[:count].tolist())
+
+
+def _metric(metrics: Mapping[str, object] | None, name: str) -> float | None:
+    value = (metrics or {}).get(name)
+    return finite(float(value)) if isinstance(value, int | float) else None
