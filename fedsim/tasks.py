@@ -1,0 +1,100 @@
+"""A task: data, a model and a loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.observation import Loss
+from fedsim.data.images import ImageData
+from fedsim.data.load import load_data
+from fedsim.models.build import build_model, refuse_misfit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What is learned: images, their classes, and the model that tells them apart.
+
+    Attributes:
+        data: The images.
+        model: Name of the model.
+        model_options: Its settings.
+        loss: Training loss, mean over the batch; takes labels or class probabilities.
+    """
+
+    data: ImageData
+    model: str
+    model_options: Mapping[str, object] = field(default_factory=dict)
+    loss: Loss = functional.cross_entropy
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.data.input_shape
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.data.num_classes
+
+    def build_model(self, rng: torch.Generator) -> nn.Module:
+        """Return a fresh model in training mode; all its weights are drawn from `rng`."""
+        return build_model(
+            self.model, self.input_shape, self.num_classes, rng=rng, options=self.model_options
+        )
+
+
+def load_task(
+    *,
+    data: str,
+    data_root: str = "",
+    data_options: Mapping[str, object],
+    model: str,
+    model_options: Mapping[str, object],
+) -> Task:
+    """Return the task of an experiment, its data loaded and its model tried on one blank image.
+
+    Args:
+        data: Name of the data set.
+        data_root: Folder of data sets that are not embedded; empty means the user's cache folder.
+        data_options: Settings of the data set.
+        model: Name of the model.
+        model_options: Settings of the model.
+
+    Raises:
+        ConfigError: No such data set, model or option, or the model does not fit the images.
+        DataMissing: The files of the data set are not there.
+    """
+    images = load_data(data, root=data_root, options=data_options)
+    task = Task(data=images, model=model, model_options=model_options)
+    trial = task.build_model(torch.Generator().manual_seed(0))
+    refuse_misfit(model, trial, task.input_shape, task.num_classes)
+    return task
+
+
+def evaluate(
+    model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int = 256
+) -> tuple[float, float]:
+    """Return (accuracy in 0..1, mean cross entropy) in evaluation mode.
+
+    Args:
+        model: Left in the mode it was in.
+        inputs: Shape (N, C, H, W), on any device.
+        labels: Shape (N,), int64.
+        batch_size: Examples per forward pass.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), device=device)
+    loss = torch.zeros((), device=device)
+    with torch.no_grad():
+        for start in range(0, len(labels), batch_size):
+            batch = slice(start, start + batch_size)
+            logits, expected = model(inputs[batch].to(device)), labels[batch].to(device)
+            correct += (logits.argmax(dim=1) == expected).sum()
+            loss += functional.cross_entropy(logits, expected, reduction="sum")
+    model.train(was_training)
+    return correct.item() / len(labels), loss.item() / len(labels)
