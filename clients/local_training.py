@@ -83,10 +83,18 @@ def local_update(
     model.train()
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, "round", server_round, "client", client, "dropout"))
+        _seed_dropout(derive(seed, "round", server_round, "client", client, "dropout"), devices)
         if training.algorithm == "fedsgd":
             return _gradient(model, loss, inputs[plan[0]], labels[plan[0]], plan[0])
         return _local_sgd(model, loss, inputs, labels, training, plan, proximal_mu)
+
+
+def _seed_dropout(seed: int, devices: list[torch.device]) -> None:
+    # not torch.manual_seed: without a GPU it queues a call, with a stack trace, for each round
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _gradient(
@@ -135,6 +143,13 @@ def _local_sgd(
     return LocalUpdate(
         tensors=after,
         buffers={},
-        used=torch.cat(plan).unique()  # type: ignore[no-untyped-call] if len(plan) > 1 else plan[0],
+        used=_distinct(plan),
         train_loss=sum(a * b for a, b in zip(losses, counts, strict=True)) / sum(counts),
     )
+
+
+def _distinct(plan: list[Tensor]) -> Tensor:
+    """Return the indices of all batches, each once; a single batch keeps its order."""
+    if len(plan) == 1:
+        return plan[0]
+    return torch.cat(plan).unique()  # type: ignore[no-untyped-call]

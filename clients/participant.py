@@ -1,6 +1,5 @@
 """One client: its share of the data, and the model it trains."""
 
-import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +21,8 @@ class Participant:
         experiment: The experiment.
         number: The client's number.
         task: What is learnt.
-        model: A model of its own, on its device; its weights are overwritten each round.
+        model: The model, on its device; all clients of a process take turns with it, so whatever
+            it holds is overwritten by the weights received.
         inputs: Its inputs, shape (N, C, H, W).
         labels: Their labels, shape (N,).
     """
@@ -58,7 +58,7 @@ def participant(experiment_text: str, number: int) -> Participant:
         experiment=experiment,
         number=number,
         task=task,
-        model=copy.deepcopy(model),
+        model=model,
         inputs=task.data.train_inputs[share].to(device),
         labels=task.data.train_labels[share].to(device),
     )

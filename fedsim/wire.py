@@ -4,10 +4,12 @@ A reply is checked whole (names, shapes, dtypes, finite numbers) before any stra
 stock aggregation dies of one bad reply and swallows NaN.
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,8 @@ CONFIG = "config"
 ROUND = "server-round"
 RUN_DIRECTORY = "run-directory"
 EXPERIMENT = "experiment"
+NOTE_FAILURE = "note-failure"
+"""Whether the ServerApp records why it failed: in another process, nobody else can."""
 PARTITION = "partition-id"
 NUM_EXAMPLES = "num-examples"
 TRAIN_LOSS = "train_loss"
@@ -94,7 +98,26 @@ def to_record(tensors: Tensors) -> ArrayRecord:
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Unpack named tensors; each owns its memory."""
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+    return {name: _decode(array) for name, array in record.items()}
+
+
+def _decode(array: Array) -> Tensor:
+    """Unpack one array; its header is parsed only if it is not the one we would write."""
+    header = _header(array.dtype, tuple(array.shape))
+    if array.stype == "numpy.ndarray" and array.data.startswith(header):
+        plain = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
+        return torch.from_numpy(plain.reshape(array.shape).copy())
+    return torch.from_numpy(np.array(array.numpy()))
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return the header of a contiguous array of this form in numpy's own file format."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()
 
 
 def num_bytes(content: RecordDict) -> int:
@@ -176,7 +199,7 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
         if len(array.data) > size + _HEADER_ALLOWANCE:
             raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
         try:
-            tensor = torch.from_numpy(np.array(array.numpy()))
+            tensor = _decode(array)
         except (ValueError, TypeError, EOFError, OSError) as error:
             raise BadReply(f"'{name}' cannot be decoded: {error}") from error
         if tensor.shape != template.shape:

@@ -5,9 +5,10 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.errors import FedsimError
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
-from fedsim.wire import read_experiment_config, read_run_directory
+from fedsim.wire import NOTE_FAILURE, read_experiment_config, read_run_directory
 from server.rounds import train
 
 app = ServerApp()
@@ -22,4 +23,12 @@ def main(grid: Grid, context: Context) -> None:
         run = RunDirectory.create(Path(experiment.output.directory), experiment.name)
     if not run.config.is_file():
         write_plan(check(experiment), run)
-    train(experiment, run, grid)
+    try:
+        train(experiment, run, grid)
+    except Exception as error:
+        if context.run_config.get(NOTE_FAILURE):
+            said = (
+                str(error) if isinstance(error, FedsimError) else f"{type(error).__name__}: {error}"
+            )
+            run.append_event("server-failed", said)
+        raise
