@@ -2,6 +2,7 @@
 
 from statistics import median
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -34,6 +35,7 @@ class LiveTable:
         if self.last is not None:
             self.live.update(render(self.last), refresh=True)
         self.live.stop()
+        self.console.print()
 
     def watch(self, progress: Progress) -> None:
         """Draw where the run stands."""
@@ -44,12 +46,18 @@ class LiveTable:
 def render(progress: Progress) -> RenderableType:
     """Return the table of one moment: a row per attacked round, and a line of state."""
     experiment = progress.plan.experiment
-    table = Table(title=f"{experiment.name}: {progress.plan.threat.name}", title_justify="left")
+    table = Table(
+        title=f"{experiment.name}: {progress.plan.threat.name}, PSNR in dB",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading in ("round", "accuracy", "loss"):
-        table.add_column(heading, justify="right")
-    table.add_column("attack")
-    for heading in ("victims", "PSNR dB", "best", "baseline", "labels"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("attack", no_wrap=True)
+    for heading in ("victims", "median", "best", "data mean", "labels"):
+        table.add_column(heading, justify="right", no_wrap=True)
     rows = rows_of(progress)
     for row in rows[-MOST_ROWS:]:
         table.add_row(*row)

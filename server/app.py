@@ -1,5 +1,6 @@
 """The ServerApp, as Flower and every engine start it."""
 
+import logging
 from pathlib import Path
 
 from flwr.app import Context
@@ -20,7 +21,8 @@ def main(grid: Grid, context: Context) -> None:
     experiment = read_experiment_config(context.run_config)
     run = read_run_directory(context.run_config)
     if run is None:  # started by `flwr run`, not by `fedsim run`: nobody has made one
-        run = RunDirectory.create(Path(experiment.output.directory), experiment.name)
+        run = RunDirectory.create(Path(experiment.output.directory).resolve(), experiment.name)
+        logging.getLogger("flwr").info("records go to %s", run.root)
     if not run.config.is_file():
         write_plan(check(experiment), run)
     try:

@@ -1,0 +1,130 @@
+"""The commands, as a user types them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsim import cli
+
+TINY = """
+name = "tiny"
+rounds = 2
+[model]
+name = "mlp"
+options = { hidden = [16] }
+[partition]
+clients = 3
+[[attacks]]
+name = "label"
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Type one command; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_run_prints_the_summary_alone_on_stdout_when_asked_for_json(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = command(monkeypatch, "run", str(tiny), "--set", "seed=3", "--json")
+
+    out, err = capsys.readouterr()
+    assert code == cli.DONE
+    assert json.loads(out)["seed"] == 3
+    assert "accuracy" in err  # the live table
+
+
+def test_run_ends_with_the_path_of_the_report(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = command(monkeypatch, "run", str(tiny))
+
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert code == cli.DONE
+    assert Path(last).name == "report.html"
+    assert Path(last).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nothing.toml"], "no experiment file 'nothing.toml'"),
+        (["run", "digits-curious-sever"], "did you mean 'digits-curious-server'?"),
+        (["run", "tiny.toml", "--set", "rounds=-1"], "rounds must be at least 1, got -1"),
+        (["run", "tiny.toml", "--set", "attacks.label.name=dgl"], "did you mean 'dlg'?"),
+        (["run", "tiny.toml", "--set", "model.name=lenet"], "did you mean 'dlg-lenet'?"),
+        (["run", "tiny.toml", "--set", "data.name=mnist", "--set", "data.root=."], "mnist"),
+        (["run", "tiny.toml", "--set", "engine.name=rey"], "did you mean 'ray'?"),
+        (["run", "tiny.toml", "--set", "adversary.threat=server"], "did you mean"),
+        (["run", "tiny.toml", "--set", "engine.device=cuda:9"], "engine.device"),
+        (["run", "tiny.toml", "--set", "training.batch_size=1000"], "training.batch_size must be"),
+        (["run", "tiny.toml", "--resume", "x"], "either an experiment or --resume"),
+        (["run"], "either an experiment or --resume"),
+        (["run", "--resume", "x"], "'x' is not a run directory"),
+        (["list", "atacks"], "did you mean 'attacks'?"),
+        (["report", "x"], "'x' is not a run directory"),
+        (["run", "tiny.toml", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_code_2(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    code = command(monkeypatch, *arguments)
+
+    err = capsys.readouterr().err
+    assert code == cli.BAD_INPUT
+    assert said in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["attacks", "engines", "experiments", "models", "partitions", "strategies", "tasks", "threats"],
+)
+def test_every_family_is_listed_with_one_line_each(
+    family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "list", family) == cli.DONE
+
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) >= 3
+    assert all(len(line.split()) >= 3 for line in lines)  # a name and a sentence
+
+
+def test_the_schema_of_an_experiment_explains_its_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "schema") == cli.DONE
+
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"]["rounds"]["minimum"] == 1
+    training = schema["$defs"]["TrainingConfig"]["properties"]
+    assert training["batch_size"]["description"] == "Examples per batch."
+
+
+def test_doctor_finds_the_four_packages_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "doctor") == cli.DONE
+    assert "side by side" in capsys.readouterr().out

@@ -1,0 +1,311 @@
+"""A run from beginning to end, on an attack of the user's own and on a real one."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedsim
+from fedsim import driver, records, truth
+from fedsim.errors import ConfigError, RunFailed
+from fedsim.records import RunDirectory
+from server import rounds
+
+OWN_ATTACKS = '''
+from dataclasses import dataclass
+import time
+import torch
+from attacks.observation import AttackFailed, Reconstruction, only
+from attacks.threats import Capability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Guess noise from the attack's own stream."""
+
+    needs = frozenset({Capability.INPUT_DOMAIN})
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        shape = (only(seen).num_examples, *known.input_shape)
+        return Reconstruction(
+            inputs=torch.rand(shape, generator=rng),
+            labels=torch.zeros(shape[0], dtype=torch.int64),
+            matching_loss=1.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crash:
+    """Divide by zero."""
+
+    needs = frozenset()
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        return 1 / 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesUp:
+    """Say that it cannot be done."""
+
+    needs = frozenset()
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        raise AttackFailed("nothing to see")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """Need what no threat model grants by default."""
+
+    needs = frozenset({Capability.LABELS})
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        return Reconstruction(inputs=None, labels=known.labels)
+'''
+
+EXPERIMENT = """
+name = "tiny"
+rounds = 4
+[model]
+name = "mlp"
+options = { hidden = [16] }
+[partition]
+clients = 3
+[training]
+batch_size = 2
+learning_rate = 0.5
+[adversary]
+rounds = [1, 3]
+victims = [0, 2]
+[[attacks]]
+name = "own_attacks:Noise"
+label = "noise"
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tiny experiment with attacks of the user's own, and runs inside the test's folder."""
+    (tmp_path / "own_attacks.py").write_text(OWN_ATTACKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT)
+    yield path
+    sys.modules.pop("own_attacks", None)
+
+
+def hashes(run: RunDirectory) -> tuple[str, str]:
+    """What the federation learned, and what the adversary heard, as two digests."""
+    return records.digest(driver.final_weights(run)), run.views_sha256()
+
+
+def reconstructed(run: RunDirectory) -> dict[str, str]:
+    return {
+        f"{record['observation']}/{record['attack']}": record["sha256"]
+        for record in run.reconstruction_records()
+    }
+
+
+def test_a_run_ends_with_all_its_records_and_a_report(experiment: Path) -> None:
+    result = fedsim.run(experiment)
+
+    names = {path.name for path in result.directory.iterdir()}
+    assert names >= {
+        "config.toml",
+        "environment.json",
+        "threat.json",
+        "knowledge.json",
+        "rounds.jsonl",
+        "scores.jsonl",
+        "summary.json",
+        "report.html",
+        "observations",
+        "truth",
+        "reconstructions",
+    }
+    assert len(result.scores) == 4  # two rounds, two victims, one attack
+    assert result.summary["status"] == "done"
+    assert result.summary["experiment"] == "tiny"
+    assert result.summary["weights_sha256"] == records.digest(result.weights)
+    assert [row["attack"] for row in result.summary["leakage"]] == ["noise"]
+    assert json.loads((result.directory / "summary.json").read_text()) == result.summary
+
+
+def test_one_seed_gives_the_same_bits_twice_and_another_seed_others(experiment: Path) -> None:
+    first = fedsim.run(experiment)
+    second = fedsim.run(experiment)
+    other = fedsim.run(experiment, overrides=["seed=1"])
+
+    keys = ("weights_sha256", "views_sha256")
+    assert [first.summary[key] for key in keys] == [second.summary[key] for key in keys]
+    assert all(first.summary[key] != other.summary[key] for key in keys)
+    assert reconstructed(RunDirectory(first.directory)) == reconstructed(
+        RunDirectory(second.directory)
+    )
+
+
+def test_attacks_never_see_the_truth(experiment: Path) -> None:
+    run = RunDirectory(fedsim.run(experiment, overrides=["attacks.noise.name=idlg"]).directory)
+    before, scores = reconstructed(run), run.scores()
+
+    for path in (run.root / "truth").iterdir():  # garbage of the same form, in every envelope
+        tensors, _ = records.read_tensors(path)
+        garbage = torch.rand_like(tensors["inputs"])
+        records.replace_tensors(path, {"inputs": garbage, "labels": tensors["labels"] * 0})
+    driver.attack_again(run.root, again=True)
+
+    assert reconstructed(run) == before
+    assert [one["images"] for one in run.scores()] != [one["images"] for one in scores]
+
+
+def test_an_oracle_is_told_the_labels_only_where_they_are_granted(experiment: Path) -> None:
+    asks = ["attacks.noise.name=own_attacks:Greedy", "attacks.noise.label=greedy"]
+    with pytest.raises(ConfigError, match=r"'greedy' needs 'labels', which threat"):
+        fedsim.run(experiment, overrides=asks)
+    assert not Path("runs").exists()  # refused before anything started
+
+    result = fedsim.run(experiment, overrides=[*asks, 'adversary.grants=["labels"]'])
+
+    assert result.summary["leakage"][0]["label_accuracy"] == 1.0
+    assert result.summary["leakage"][0]["threat"] == "curious-server+labels"
+
+
+def test_failed_attacks_are_results_beside_the_others(experiment: Path) -> None:
+    text = experiment.read_text()
+    text += '[[attacks]]\nname = "own_attacks:Crash"\nlabel = "crash"\n'
+    text += '[[attacks]]\nname = "own_attacks:GivesUp"\nlabel = "gives-up"\n'
+    experiment.write_text(text)
+
+    result = fedsim.run(experiment)
+
+    reasons = {score["attack"]: score["reason"] for score in result.scores}
+    assert reasons["noise"] is None
+    assert reasons["gives-up"] == "nothing to see"
+    assert reasons["crash"] == "the attack crashed: ZeroDivisionError: division by zero"
+    assert result.summary["failed_attacks"] == 8
+
+
+def test_an_interrupted_run_keeps_its_records_and_resumes_to_the_same_bits(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RunDirectory(fedsim.run(experiment).directory)
+    one = rounds._Rounds.one
+
+    def stop_in_round_3(self: rounds._Rounds, number: int, arrays: object) -> object:
+        if number == 3:
+            raise KeyboardInterrupt
+        return one(self, number, arrays)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds._Rounds, "one", stop_in_round_3)
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(experiment)
+    run = RunDirectory(Path("runs/tiny-0002"))
+    assert json.loads(run.summary.read_text())["status"] == "interrupted"
+    assert run.report.is_file()
+    assert [record["round"] for record in run.rounds()] == [0, 1, 2]
+
+    monkeypatch.setattr(rounds._Rounds, "one", one)
+    result = driver.resume(run.root)
+
+    assert result.summary["status"] == "done"
+    assert hashes(run) == hashes(whole)
+    assert reconstructed(run) == reconstructed(whole)
+    assert [record["round"] for record in run.rounds()] == [0, 1, 2, 3, 4]
+    assert "resumed" in {event["kind"] for event in run.events()}
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(experiment: Path) -> None:
+    overrides = ["rounds=60", "adversary.rounds=[1, 40]"]
+    whole = RunDirectory(fedsim.run(experiment, overrides=overrides).directory)
+    sets = [part for override in overrides for part in ("--set", override)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedsim.cli", "run", str(experiment), *sets],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    run = RunDirectory(Path("runs/tiny-0002"))
+    deadline = time.monotonic() + 120
+    while len(run.rounds() if run.root.exists() else []) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 20 <= len(run.rounds()) <= 60
+
+    driver.resume(run.root)
+
+    assert hashes(run) == hashes(whole)
+    assert reconstructed(run) == reconstructed(whole)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = Path.write_bytes, iter(range(40))
+
+    def until_full(self: Path, data: bytes) -> int:
+        if "tiny-0001" in str(self) and next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", until_full)
+    with pytest.raises(RunFailed, match="No space left on device.*its records are kept"):
+        fedsim.run(experiment, overrides=["rounds=100", 'adversary.rounds="all"'])
+    monkeypatch.setattr(Path, "write_bytes", write)
+
+    run = RunDirectory.open(Path("runs/tiny-0001"))
+    assert [record["round"] for record in run.rounds()][:2] == [0, 1]
+    assert run.events()[-1]["kind"] == "run-failed"
+    assert driver.resume(run.root).summary["status"] == "done"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(experiment: Path) -> None:
+    Path("occupied").write_text("a file, not a folder")
+
+    with pytest.raises(ConfigError, match=r"cannot make a run directory in 'occupied'"):
+        fedsim.run(experiment, overrides=["output.directory=occupied"])
+
+
+def test_scores_can_be_made_anew_from_the_records_alone(experiment: Path) -> None:
+    run = RunDirectory(fedsim.run(experiment).directory)
+    before = run.scores()
+    (run.root / "scores.jsonl").unlink()
+
+    result = driver.score_again(run.root)
+
+    assert run.scores() == before
+    assert result.summary["status"] == "done"
+
+
+def test_a_run_without_attacks_or_victims_still_ends_with_a_report(experiment: Path) -> None:
+    text = experiment.read_text().partition("[[attacks]]")[0]
+    experiment.write_text(text)
+
+    result = fedsim.run(experiment)
+
+    assert result.summary["leakage"] == []
+    assert result.report.is_file()
+    with pytest.raises(ConfigError, match="names no attack"):
+        driver.attack_again(result.directory)
+
+
+def test_the_truth_is_opened_by_scoring_alone(experiment: Path) -> None:
+    run = RunDirectory(fedsim.run(experiment).directory)
+    (run.root / "truth").rename(run.root / "elsewhere")
+
+    driver.attack_again(run.root, again=True)  # attacks do not miss it; scoring says so
+
+    assert {record["status"] for record in run.reconstruction_records()} == {"done"}
+    assert truth.unseal(run, 1, "client-0") is None
