@@ -1,0 +1,430 @@
+"""What every JSON record of a run directory holds: the contract with other programs.
+
+`docs/schemas/*.json` are made from these models, by `python -m fedsim.schemas docs/schemas`.
+A later version of the same format may add keys; it never removes one or changes its meaning.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from attacks.observation import Kind
+from attacks.threats import Capability, Position
+from fedsim.records import FORMAT, replace_bytes
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Status = Literal["done", "unfinished", "failed", "unscored"]
+RunStatus = Literal["done", "interrupted", "failed"]
+
+
+class Document(BaseModel):
+    """A JSON object."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Environment(Document):
+    """`environment.json`: versions and hardware; no names of people, machines or folders."""
+
+    format: int
+    """Version of the run directory."""
+    fedsim: str
+    """Version of fedsim."""
+    python: str
+    """Version of Python."""
+    packages: dict[str, str | None]
+    """Versions of the packages that results may depend on; null if one is not installed."""
+    platform: str
+    """Operating system and processor family."""
+    cpu_count: int | None
+    """Processors."""
+    gpu: str | None
+    """Name of the first GPU."""
+    started: str
+    """When the run was started, ISO 8601 with time zone."""
+
+
+class Grant(Document):
+    """One thing the adversary may hear, know or do."""
+
+    capability: Capability
+    """As experiments name it."""
+    meaning: str
+    """For people."""
+
+
+class Threat(Document):
+    """`threat.json`: who the adversary is."""
+
+    name: str
+    """As experiments name it; grants beyond those of the named threat model follow after `+`."""
+    position: Position
+    """Where it sits."""
+    active: bool
+    """Whether it changes what is sent."""
+    oracle: bool
+    """Whether it is told something no real adversary would know."""
+    summary: str
+    """One line for people."""
+    grants: list[Grant]
+    """All that it is granted."""
+
+
+class Round(Document):
+    """A line of `rounds.jsonl`; of several lines for one round the last one counts."""
+
+    round: Count
+    """From 1; 0 is the model before training."""
+    accuracy: Share | None = None
+    """On the test split; null in rounds that are not evaluated."""
+    loss: float | None = None
+    """Mean cross entropy on the test split."""
+    train_loss: float | None = None
+    """Mean of what clients reported, weighted by examples."""
+    client_accuracy: Share | None = None
+    """Mean of what clients measured on their own data, if asked."""
+    client_loss: float | None = None
+    """As `client_accuracy`."""
+    clients: list[int] = []
+    """Clients whose updates were used."""
+    replies: Count = 0
+    """Messages that came back."""
+    rejected: Count = 0
+    """Replies that were refused; `events.jsonl` says why."""
+    bytes_up: Count = 0
+    """Array bytes from clients."""
+    bytes_down: Count = 0
+    """Array bytes to clients."""
+    seconds: Seconds = 0.0
+    """Wall time of the round."""
+
+
+class Event(Document):
+    """A line of `events.jsonl`: a fault, a refused message, a crashed attack, a resume."""
+
+    model_config = ConfigDict(extra="allow")
+
+    time: str
+    """ISO 8601 with time zone."""
+    kind: str
+    """A short name."""
+    message: str
+    """For people."""
+
+
+class ObservationRecord(Document):
+    """`observations/ID.json`: what the adversary heard of one message; tensors lie beside it."""
+
+    id: str
+    """Also the stem of both files."""
+    round: Count
+    """Round of the message."""
+    sender: str
+    """Who sent it, as `client-3`."""
+    receiver: str
+    """Whom it was meant for."""
+    kind: Kind
+    """What the tensors are."""
+    num_examples: int | None
+    """As the message announces it; null if it does not."""
+    masked: bool
+    """Whether only some coordinates were heard (`visible/NAME` says which)."""
+    weights: Sha256 | None
+    """Digest of the weights in force, in `observations/models/`; null if they were not heard."""
+    buffers: Sha256 | None
+    """As `weights`, for running statistics."""
+    sha256: Sha256
+    """Digest of the tensors."""
+
+
+class SnapshotRecord(Document):
+    """Where an attack stood; the tensor is `snapshot/NNN`."""
+
+    step: Count
+    """Steps taken."""
+    matching_loss: float | None
+    """What the attacker saw; null if it was not a number."""
+
+
+class ReconstructionRecord(Document):
+    """`reconstructions/OBSERVATION--ATTACK.json`: what an attack came to."""
+
+    observation: str
+    """What was attacked."""
+    round: Count
+    """Its round."""
+    victim: str
+    """Who sent it."""
+    attack: str
+    """Label of the attack in the experiment."""
+    status: Literal["done", "unfinished", "failed"]
+    """Unfinished: its time ran out, the best guess so far counts."""
+    reason: str | None
+    """Why it failed."""
+    seconds: Seconds
+    """Wall time."""
+    matching_loss: float | None = None
+    """What the attacker saw; the guess was chosen by it."""
+    steps: Count = 0
+    """Optimizer steps."""
+    snapshots: list[SnapshotRecord] = []
+    """How the guess came about, first to last."""
+    notes: dict[str, str | float | None] = {}
+    """What the attack wants to be known."""
+    sha256: Sha256 | None = None
+    """Digest of the tensors."""
+
+
+class ImageScore(Document):
+    """One private image and the guess paired with it."""
+
+    truth: Count
+    """Place of the private image in its batch."""
+    guess: Count | None
+    """Place of the guess; null if none was left for this image: a miss."""
+    mse: float | None
+    """Mean squared error, pixels in [0, 1]."""
+    psnr_db: float | None
+    """Peak signal-to-noise ratio, at most 120."""
+    ssim: float | None
+    """Structural similarity."""
+    label: int
+    """Private label."""
+    guessed_label: int | None
+    """Label guessed with this image; null if none was."""
+    recovered: bool
+    """Whether the PSNR reaches the threshold."""
+
+
+class Quality(Document):
+    """A guess that needs no attack, scored like one: a value per private image."""
+
+    mse: list[float] = []
+    """Mean squared errors."""
+    psnr_db: list[float] = []
+    """Peak signal-to-noise ratios."""
+    ssim: list[float] = []
+    """Structural similarities."""
+
+
+class Baselines(Document):
+    """What guessing without the update achieves; empty lists where the truth is not there."""
+
+    random_guess: Quality = Quality()
+    """As many images of uniform noise, paired with the truth like an attack's."""
+    data_mean: Quality = Quality()
+    """The mean of the public sample, for every image."""
+    nearest_public: Quality = Quality()
+    """For each image the nearest of the public sample. It is chosen with the truth, and may serve
+    twice: an upper bound on what guessing from public data can do, not an adversary."""
+
+
+class Score(Document):
+    """A line of `scores.jsonl`: one attack on one observation; the last line of a pair counts."""
+
+    observation: str
+    """What was attacked."""
+    round: Count
+    """Its round."""
+    victim: str
+    """Who sent it."""
+    attack: str
+    """Label of the attack in the experiment."""
+    threat: str
+    """Name of the threat model."""
+    defense: str
+    """Name of the defense in force."""
+    status: Status
+    """Unscored: the truth is not there; counted neither as success nor as failure."""
+    reason: str | None
+    """Why it failed, was not scored, or was scored in part."""
+    batch_size: Count | None
+    """Private images behind the update; null if the truth is not there."""
+    images: list[ImageScore]
+    """A value per private image; empty if the attack failed or guessed no images."""
+    label_accuracy: Share | None
+    """Share of private labels guessed right: of paired images, or as a multiset when the attack
+    guesses labels alone; null if it guesses none."""
+    success_rate: Share | None
+    """Share of private images recovered, 0 for a failed attack; null if it guesses labels alone or
+    was not scored."""
+    success_threshold_db: float
+    """PSNR from which an image counts as recovered."""
+    baselines: Baselines
+    """What guessing without the update achieves."""
+    matching_loss: float | None
+    """What the attacker saw."""
+    steps: Count
+    """Optimizer steps."""
+    seconds: Seconds
+    """Wall time of the attack."""
+
+
+class Spread(Document):
+    """A quality over images."""
+
+    mean: float
+    """Mean."""
+    median: float
+    """Median."""
+    best: float
+    """The highest for PSNR and SSIM, the lowest for MSE."""
+    worst: float
+    """The other end."""
+    std: float | None
+    """Sample standard deviation; null for a single image."""
+
+
+class Medians(Document):
+    """A baseline over images."""
+
+    mse: float | None
+    """Median over images."""
+    psnr_db: float | None
+    """Median over images."""
+    ssim: float | None
+    """Median over images."""
+
+
+class BaselineMedians(Document):
+    """Medians of the baselines; see `Baselines` for what each one is."""
+
+    random_guess: Medians
+    """Uniform noise."""
+    data_mean: Medians
+    """Mean of the public sample."""
+    nearest_public: Medians
+    """Nearest of the public sample, chosen with the truth."""
+
+
+class Leakage(Document):
+    """What one attack got out of a run."""
+
+    attack: str
+    """Label of the attack."""
+    threat: str
+    """Name of the threat model."""
+    defense: str
+    """Name of the defense in force."""
+    victims: Count
+    """Attacked updates; a client attacked in two rounds counts twice. Unscored ones do not."""
+    failed: Count
+    """Of these, attacks that failed."""
+    unfinished: Count
+    """Of these, attacks that ran out of time."""
+    num_images: Count
+    """Private images behind the attacked updates."""
+    num_guessed: Count
+    """Of these, images that a guess was paired with; the spreads are over them."""
+    num_recovered: Count
+    """Of these, images at or above the threshold."""
+    psnr_db: Spread | None
+    """Over guessed images; null if there is none."""
+    ssim: Spread | None
+    """As `psnr_db`."""
+    mse: Spread | None
+    """As `psnr_db`."""
+    label_accuracy: Share | None
+    """Mean over private images of attacks that guessed labels."""
+    success_rate: Share | None
+    """`num_recovered` / `num_images`: images missed, and images of failed attacks, count as not
+    recovered; null if the attack guesses labels alone."""
+    success_threshold_db: float
+    """PSNR from which an image counts as recovered."""
+    baselines: BaselineMedians
+    """Medians over the private images."""
+    baseline_psnr_db: float | None
+    """The median for `data_mean`, the baseline that tables show."""
+    seconds_per_victim: Seconds
+    """Mean wall time of an attack, failed ones included."""
+
+
+class Utility(Document):
+    """What the federation achieved."""
+
+    accuracy: Share | None
+    """At the last evaluation."""
+    loss: float | None
+    """At the last evaluation."""
+    round: Count | None
+    """Round of that evaluation."""
+
+
+class Timing(Document):
+    """Wall time in seconds."""
+
+    training: Seconds
+    """Until the last round was over."""
+    attacks: Seconds
+    """Sum over attacks, which run beside the training and beside each other."""
+    total: Seconds
+    """From start to end."""
+
+
+class Summary(Document):
+    """`summary.json`: what came out."""
+
+    format: int = FORMAT
+    """Version of the run directory."""
+    status: RunStatus
+    """How the run ended."""
+    experiment: str
+    """Name of the experiment."""
+    engine: str
+    """What ran the apps."""
+    seed: int
+    """Seed of the experiment."""
+    rounds: Count
+    """The last round that is whole."""
+    weights_sha256: Sha256 | None
+    """Digest of the final weights; null if there are none."""
+    views_sha256: Sha256
+    """Digest of everything the adversary heard."""
+    utility: Utility
+    """What the federation achieved."""
+    leakage: list[Leakage]
+    """A row per attack, threat and defense, in order of name."""
+    failed_attacks: Count
+    """Attacks that failed."""
+    unfinished_attacks: Count
+    """Attacks that ran out of time."""
+    unscored_attacks: Count
+    """Attacks whose truth is not there."""
+    seconds: Timing
+    """Wall time."""
+
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "environment": Environment,
+    "threat": Threat,
+    "round": Round,
+    "event": Event,
+    "observation": ObservationRecord,
+    "reconstruction": ReconstructionRecord,
+    "score": Score,
+    "summary": Summary,
+}
+"""Every kind of record, by the name of its schema file."""
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return the JSON schema of one kind of record."""
+    return {"$id": f"{name}.json", **DOCUMENTS[name].model_json_schema()}
+
+
+def write_schemas(folder: Path) -> None:
+    """Write `NAME.json` for every kind of record."""
+    for name in DOCUMENTS:
+        replace_bytes(folder / f"{name}.json", (json.dumps(schema(name), indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

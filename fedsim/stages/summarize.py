@@ -1,0 +1,153 @@
+"""What came out of a run, in one document."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, median, stdev
+from typing import cast
+
+from fedsim.records import Record, RunDirectory, replace_json
+from fedsim.schemas import (
+    BaselineMedians,
+    Leakage,
+    Medians,
+    RunStatus,
+    Spread,
+    Summary,
+    Timing,
+    Utility,
+)
+
+
+def summarize(
+    run: RunDirectory,
+    *,
+    experiment: str,
+    engine: str,
+    seed: int,
+    weights_sha256: str | None,
+    status: str,
+    seconds: Mapping[str, float],
+) -> Record:
+    """Write `summary.json` from the rounds and scores of a run, and return it.
+
+    Args:
+        run: The run directory.
+        experiment: Name of the experiment.
+        engine: What ran the apps.
+        seed: Seed of the experiment.
+        weights_sha256: Digest of the final weights; None if there are none.
+        status: How the run ended: done, interrupted or failed.
+        seconds: Wall time: training, attacks, total.
+    """
+    rounds, scores = run.rounds(), run.scores()
+    summary = Summary(
+        status=cast(RunStatus, status),  # the model checks it
+        experiment=experiment,
+        engine=engine,
+        seed=seed,
+        rounds=max((record["round"] for record in rounds), default=0),
+        weights_sha256=weights_sha256,
+        views_sha256=run.views_sha256(),
+        utility=utility(rounds),
+        leakage=leakage(scores),
+        failed_attacks=_count(scores, "failed"),
+        unfinished_attacks=_count(scores, "unfinished"),
+        unscored_attacks=_count(scores, "unscored"),
+        seconds=Timing(
+            training=seconds["training"], attacks=seconds["attacks"], total=seconds["total"]
+        ),
+    ).model_dump(mode="json")
+    replace_json(run.summary, summary)
+    return summary
+
+
+def utility(rounds: Iterable[Record]) -> Utility:
+    """Return accuracy and loss of the last evaluation, if there was one."""
+    evaluated = [record for record in rounds if record.get("accuracy") is not None]
+    last = evaluated[-1] if evaluated else {}
+    return Utility(accuracy=last.get("accuracy"), loss=last.get("loss"), round=last.get("round"))
+
+
+def leakage(scores: Iterable[Record]) -> list[Leakage]:
+    """Return what each attack got, a row per attack, threat and defense, in order of name.
+
+    Whatever an attack missed stays in the counts: failed attacks and private images without a
+    guess are images not recovered. Unscored attacks are left out: nothing is known of them.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for score in scores:
+        if score["status"] != "unscored":
+            key = (score["attack"], score["threat"], score["defense"])
+            groups.setdefault(key, []).append(score)
+    return [_row(groups[key]) for key in sorted(groups)]
+
+
+def _row(scores: Sequence[Record]) -> Leakage:
+    first = scores[0]
+    images = [image for score in scores for image in score["images"]]
+    num_images = sum(score["batch_size"] for score in scores)
+    num_recovered = sum(image["recovered"] for image in images)
+    guesses_images = bool(images) or all(score["status"] == "failed" for score in scores)
+    baselines = _baselines(scores)
+    return Leakage(
+        attack=first["attack"],
+        threat=first["threat"],
+        defense=first["defense"],
+        victims=len(scores),
+        failed=_count(scores, "failed"),
+        unfinished=_count(scores, "unfinished"),
+        num_images=num_images,
+        num_guessed=sum(image["guess"] is not None for image in images),
+        num_recovered=num_recovered,
+        psnr_db=spread(image["psnr_db"] for image in images),
+        ssim=spread(image["ssim"] for image in images),
+        mse=spread((image["mse"] for image in images), lower_is_better=True),
+        label_accuracy=_label_accuracy(scores),
+        success_rate=num_recovered / num_images if guesses_images and num_images else None,
+        success_threshold_db=first["success_threshold_db"],
+        baselines=baselines,
+        baseline_psnr_db=baselines.data_mean.psnr_db,
+        seconds_per_victim=fmean(score["seconds"] for score in scores),
+    )
+
+
+def spread(values: Iterable[float | None], *, lower_is_better: bool = False) -> Spread | None:
+    """Return mean, median, ends and sample standard deviation; None is left out, as is nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    return Spread(
+        mean=fmean(known),
+        median=median(known),
+        best=low if lower_is_better else high,
+        worst=high if lower_is_better else low,
+        std=stdev(known) if len(known) > 1 else None,
+    )
+
+
+def _label_accuracy(scores: Sequence[Record]) -> float | None:
+    known = [score for score in scores if score["label_accuracy"] is not None]
+    if not known:
+        return None
+    right: float = sum(score["label_accuracy"] * score["batch_size"] for score in known)
+    num_images: int = sum(score["batch_size"] for score in known)
+    return min(1.0, right / num_images)  # a sum of shares may round above one
+
+
+def _baselines(scores: Sequence[Record]) -> BaselineMedians:
+    def medians(baseline: str) -> Medians:
+        values: dict[str, float | None] = {}
+        for metric in ("mse", "psnr_db", "ssim"):
+            known = [value for score in scores for value in score["baselines"][baseline][metric]]
+            values[metric] = median(known) if known else None
+        return Medians(**values)
+
+    return BaselineMedians(
+        random_guess=medians("random_guess"),
+        data_mean=medians("data_mean"),
+        nearest_public=medians("nearest_public"),
+    )
+
+
+def _count(scores: Iterable[Record], status: str) -> int:
+    return sum(score["status"] == status for score in scores)
