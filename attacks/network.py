@@ -1,0 +1,187 @@
+"""What running a model shows about its architecture.
+
+Attacks that need one particular layer find it by running the model and looking at what flows,
+never by position in the list of parameters.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.observation import AttackFailed, Knowledge, Tensors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """One run of a leaf module, on one example.
+
+    Attributes:
+        name: Its name in the model; "" when the model is this one module.
+        module: The module.
+        inputs: What went in, shape (1, ...).
+        outputs: What came out, shape (1, ...).
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what goes in, without the batch dimension."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what comes out, without the batch dimension."""
+        return tuple(self.outputs.shape[1:])
+
+    @property
+    def kind(self) -> str:
+        """The name of the module's class."""
+        return type(self.module).__name__
+
+    def parameter(self, name: str) -> str:
+        """Return the model-wide name of the module's parameter `name`."""
+        return f"{self.name}.{name}" if self.name else name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """One run of a model, leaf module by leaf module, in the order they ran.
+
+    Attributes:
+        layers: The leaf modules that ran; a module that runs twice is there twice.
+        inputs: What the model was given, shape (1, ...).
+        outputs: What the model returned.
+    """
+
+    layers: tuple[Layer, ...]
+    inputs: Tensor
+    outputs: Tensor
+
+    def break_in_chain(self) -> str | None:
+        """Say where the layers stop being a chain, or return None when they are one.
+
+        A chain feeds each layer exactly what the one before returned, reshaped at most, starting
+        from the model's inputs and ending with its outputs.
+        """
+        flowing, before = self.inputs, "the input"
+        for layer in self.layers:
+            if not same_values(flowing, layer.inputs):
+                return f"layer '{layer.name}' ({layer.kind}) does not see what {before} gives"
+            flowing, before = layer.outputs, f"layer '{layer.name}'"
+        if not same_values(flowing, self.outputs):
+            return f"the model's output is not what {before} gives"
+        names = [layer.name for layer in self.layers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        return None if twice is None else f"layer '{twice}' runs more than once"
+
+    def classifier(self) -> Layer | None:
+        """Return the last linear layer whose output is the model's output, (1, K)."""
+        for layer in reversed(self.layers):
+            if isinstance(layer.module, nn.Linear) and torch.equal(layer.outputs, self.outputs):
+                return layer if self.outputs.dim() == 2 else None
+        return None
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
+    """Run a copy of `model` in evaluation mode on one random input and note what flows.
+
+    The input is standard normal, always the same, and so is what flows: a layer is recognised by
+    its values. The layers hold modules of the copy, so `model` is neither changed nor kept.
+    """
+    model = copy.deepcopy(model).eval()
+    layers: list[Layer] = []
+    waiting: dict[str, Tensor] = {}  # cloned before the module runs, which may work in place
+
+    def before(name: str, inputs: tuple[object, ...]) -> None:
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            waiting[name] = inputs[0].clone()
+
+    def after(name: str, module: nn.Module, outputs: object) -> None:
+        inputs = waiting.pop(name, None)
+        if inputs is not None and isinstance(outputs, Tensor):
+            layers.append(Layer(name=name, module=module, inputs=inputs, outputs=outputs.clone()))
+
+    handles = []
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            handles += [
+                module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs)),
+                module.register_forward_hook(
+                    lambda module, _, outputs, name=name: after(name, module, outputs)
+                ),
+            ]
+    example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    example = example.to(next(model.parameters(), example))  # device and precision
+    with torch.no_grad():
+        outputs: Tensor = model(example.clone())
+    for handle in handles:
+        handle.remove()
+    return Trace(layers=tuple(layers), inputs=example, outputs=outputs)
+
+
+def known_architecture(known: Knowledge) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the model and its input shape.
+
+    Raises:
+        AttackFailed: One of them was not granted.
+    """
+    if known.model is None:
+        raise AttackFailed("this attack runs the model; grant 'architecture'")
+    if known.input_shape is None:
+        raise AttackFailed("this attack needs the shape of an input, which was not granted")
+    return known.model, known.input_shape
+
+
+def with_weights(model: nn.Module, weights: Tensors, buffers: Tensors | None) -> nn.Module:
+    """Return a copy of `model` with the weights and buffers in force, in evaluation mode.
+
+    It lies on the device of the weights.
+
+    Raises:
+        AttackFailed: A parameter of the model was not heard.
+    """
+    device = next(iter(weights.values()), torch.empty(0)).device
+    model = copy.deepcopy(model).eval().to(device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in weights:
+                raise AttackFailed(f"the weights in force of '{name}' were not heard")
+            parameter.copy_(weights[name])
+        for name, buffer in model.named_buffers():
+            if buffers is not None and name in buffers:
+                buffer.copy_(buffers[name])
+    return model
+
+
+def normalisation(layer: Layer) -> tuple[Tensor, Tensor] | None:
+    """Return (mean, std), each (C, 1, 1), when `layer` is a fixed normalisation of images.
+
+    Such a layer has no parameters, the two buffers, and returned (input - mean) / std.
+    """
+    buffers = dict(layer.module.named_buffers())
+    if set(buffers) != {"mean", "std"} or any(True for _ in layer.module.parameters()):
+        return None
+    mean, std = buffers["mean"].reshape(-1, 1, 1), buffers["std"].reshape(-1, 1, 1)
+    expected = (layer.inputs - mean) / std
+    if expected.shape != layer.outputs.shape or not torch.allclose(expected, layer.outputs):
+        return None
+    return mean, std
+
+
+def all_visible(visible: Mapping[str, Tensor] | None, *names: str) -> bool:
+    """Whether every coordinate of the named parameters was heard."""
+    return visible is None or all(
+        name not in visible or bool(visible[name].all()) for name in names
+    )
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the same order, whatever their shapes."""
+    return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
