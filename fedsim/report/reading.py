@@ -20,6 +20,12 @@ def settings(run: RunDirectory) -> dict[str, Any]:
     return {key: value for key, value in _flat(values) if key not in PRIVATE}
 
 
+def attack_labels(run: RunDirectory) -> list[str]:
+    """Return the attacks of a run, in the order of its experiment."""
+    attacks = tomllib.loads(run.config.read_text()).get("attacks", [])
+    return [attack_label(one) for one in attacks]
+
+
 def attack_label(attack: Mapping[str, Any]) -> str:
     """Return how records call an attack of the experiment."""
     return attack.get("label") or str(attack["name"]).replace(":", ".")

@@ -1,0 +1,160 @@
+"""The report of one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from markupsafe import Markup
+from PIL import Image
+
+from attacks.threats import Capability
+from fedsim.records import Record, RunDirectory, replace_bytes
+from fedsim.report.chart import over_rounds
+from fedsim.report.gallery import Pair, best_median_worst, ranked, spread_of
+from fedsim.report.pictures import Row, Tile, contact_sheet, png
+from fedsim.report.raster import to_png
+from fedsim.report.rendering import both_widths, render
+from fedsim.report.run_view import RunView
+from fedsim.report.wording import decibels
+from fedsim.schemas import Leakage
+from fedsim.threat import MEANING
+
+WIDE, NARROW = 960, 420
+"""Widths of charts, in pixels."""
+MOST_COLUMNS = 8
+"""Images side by side."""
+MOST_LINES = 300
+"""Lines of a long table; what is beyond is counted, and stands in the records."""
+
+
+def build(run: RunDirectory) -> Path:
+    """Write `report.html` and `pictures/*.png` from whatever a run holds so far; return the page.
+
+    The page stands alone: images and drawings are in it, it runs no script and loads nothing. It
+    names no person, machine or folder.
+    """
+    view = RunView(run)
+    sections = [_section(view, row) for row in view.leakage]
+    _write_pictures(view, sections)
+    page = render(
+        "report.html.j2",
+        view=view,
+        chart=_chart(view),
+        sheet=view.sheet(MOST_COLUMNS),
+        sections=sections,
+        withheld=_withheld(view),
+        trouble=[score for score in view.scores if score["status"] != "done"],
+        lines=[_line(score) for score in view.scores[:MOST_LINES]],
+        most=MOST_LINES,
+    )
+    replace_bytes(run.report, page.encode())
+    return run.report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One attack on the page.
+
+    Attributes:
+        row: What it got.
+        cases: Its best, median and worst guess: (name, original, guess).
+        film: How its median guess came about.
+    """
+
+    row: Leakage
+    cases: Sequence[tuple[str, Tile, Tile]]
+    film: Row | None
+
+
+def _section(view: RunView, row: Leakage) -> Section:
+    cases = best_median_worst(ranked(view.scores, row.attack))
+    film = None
+    for name, pair in cases:
+        if film is None or name == "median":
+            film = _film(view, pair)
+    return Section(
+        row=row,
+        cases=[(name, view.original(pair), view.guess(pair)) for name, pair in cases],
+        film=film,
+    )
+
+
+def _film(view: RunView, pair: Pair) -> Row | None:
+    frames = view.images.film(pair, MOST_COLUMNS - 2)
+    if not frames:
+        return None
+    tiles = [Tile(image=image, caption=f"step {step}") for step, image in frames]
+    end = Tile(image=view.images.guess(pair), caption=f"end, {decibels(pair.psnr_db)}", strong=True)
+    label = f"{pair.score['victim']}, round {pair.score['round']}"
+    return Row(label=label, tiles=[*tiles, end, view.original(pair)])
+
+
+def _chart(view: RunView) -> Markup | None:
+    label = "PSNR of reconstructions, accuracy and loss over rounds"
+    panels = view.panels()
+    wide, narrow = (over_rounds(panels, width=width, label=label) for width in (WIDE, NARROW))
+    return both_widths(wide, narrow) if wide.hovers else None
+
+
+def _withheld(view: RunView) -> list[Record]:
+    """Return what the adversary was not granted; empty if its grants are not recorded."""
+    if view.threat is None:
+        return []
+    granted = {grant["capability"] for grant in view.threat["grants"]}
+    return [
+        {"capability": str(capability), "meaning": MEANING[capability]}
+        for capability in Capability
+        if capability not in granted
+    ]
+
+
+def _line(score: Record) -> Record:
+    """Return one line of the table of all scores: medians over the images of one update."""
+    values: Record = dict(score)
+    for metric in ("psnr_db", "ssim"):
+        values[metric] = _median([image[metric] for image in score["images"]])
+    for name, quality in score["baselines"].items():
+        values[name] = _median(quality["psnr_db"])
+    return values
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _write_pictures(view: RunView, sections: Sequence[Section]) -> None:
+    folder = view.run.pictures
+    for old in folder.glob("*.png"):
+        old.unlink()
+    title = f"What {view.adversary.rstrip(',')} recovered"
+    if rows := view.sheet(MOST_COLUMNS):
+        order = f"best to worst by {view.strongest.attack}" if view.strongest else ""
+        sheet = contact_sheet(title, f"{_about(view)}; {order}", rows)
+        replace_bytes(folder / "gallery.png", png(sheet))
+    for section in sections:
+        attack = section.row.attack
+        if section.cases:
+            replace_bytes(folder / f"gallery-{attack}.png", png(_gallery(view, attack, title)))
+        if section.film is not None:
+            film = contact_sheet(f"{attack}, step by step", _about(view), [section.film])
+            replace_bytes(folder / f"steps-{attack}.png", png(film))
+    drawing = over_rounds(view.panels(), width=WIDE, label="")
+    if drawing.hovers:
+        replace_bytes(folder / "curve.png", png(to_png(drawing)))
+
+
+def _gallery(view: RunView, attack: str, title: str) -> Image.Image:
+    pairs = spread_of(ranked(view.scores, attack), MOST_COLUMNS)
+    rows = [
+        Row(label="Original", tiles=[view.original(pair) for pair in pairs]),
+        Row(label=attack, tiles=[view.guess(pair) for pair in pairs]),
+    ]
+    return contact_sheet(title, f"{_about(view)}; {attack}, best to worst", rows)
+
+
+def _about(view: RunView) -> str:
+    kept = view.settings
+    size = kept["training.batch_size"]
+    return f"{kept['data.name']}, {kept['model.name']}, batches of {size}, seed {kept['seed']}"

@@ -1,0 +1,206 @@
+"""A run as its pages show it, read once; whatever is not there yet is empty."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+from fedsim.records import Record, RunDirectory, read_json
+from fedsim.report.chart import At, Curve, Panel
+from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
+from fedsim.report.pictures import Row, Tile
+from fedsim.report.reading import attack_labels, settings
+from fedsim.report.wording import adversary, decibels, headline, number, strongest
+from fedsim.schemas import Leakage, Utility
+from fedsim.stages.summarize import leakage, utility
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What a report says of one run.
+
+    Attributes:
+        run: The run directory.
+    """
+
+    run: RunDirectory
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The experiment, by dotted key."""
+        return settings(self.run)
+
+    @cached_property
+    def rounds(self) -> list[Record]:
+        """Records of rounds."""
+        return self.run.rounds()
+
+    @cached_property
+    def scores(self) -> list[Record]:
+        """Scores of reconstructions."""
+        return self.run.scores()
+
+    @cached_property
+    def events(self) -> list[Record]:
+        """What happened besides."""
+        return self.run.events()
+
+    @cached_property
+    def threat(self) -> Record | None:
+        """Who the adversary was."""
+        return self._document("threat.json")
+
+    @cached_property
+    def environment(self) -> Record | None:
+        """Versions and hardware."""
+        return self._document("environment.json")
+
+    @cached_property
+    def summary(self) -> Record | None:
+        """What was written at the end, if an end was reached."""
+        return self._document("summary.json")
+
+    def _document(self, name: str) -> Record | None:
+        path = self.run.root / name
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def status(self) -> str:
+        """How the run ended; without a summary it is still going on, or was killed."""
+        return str(self.summary["status"]) if self.summary else "unfinished"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the adversary is told what no real one would know."""
+        return bool(self.threat and self.threat["oracle"])
+
+    @property
+    def adversary(self) -> str:
+        """Who listens, as a noun."""
+        name = self.threat["name"] if self.threat else str(self.settings["adversary.threat"])
+        return adversary(self.threat, name)
+
+    @cached_property
+    def leakage(self) -> list[Leakage]:
+        """A row per attack, in the order of the experiment."""
+        order = {label: place for place, label in enumerate(attack_labels(self.run))}
+        return sorted(leakage(self.scores), key=lambda row: order.get(row.attack, len(order)))
+
+    @cached_property
+    def utility(self) -> Utility:
+        """Accuracy and loss at the last evaluation."""
+        return utility(self.rounds)
+
+    @property
+    def headline(self) -> str:
+        """The finding in one sentence."""
+        return headline(self.leakage, self.threat)
+
+    @property
+    def strongest(self) -> Leakage | None:
+        """The attack that recovered most images."""
+        return strongest(self.leakage)
+
+    @cached_property
+    def images(self) -> Images:
+        """Originals and guesses."""
+        return Images(self.run)
+
+    # curves
+
+    def panels(self) -> list[Panel]:
+        """Leakage above utility, over the same rounds."""
+        curves = [self.curve(attack, index) for index, attack in self.curve_names]
+        best = self.strongest
+        rules = {}
+        if best is not None and best.baseline_psnr_db is not None:
+            rules = {
+                f"data mean {decibels(best.baseline_psnr_db)}": best.baseline_psnr_db,
+                f"counts as recovered, {best.success_threshold_db:g} dB": best.success_threshold_db,
+            }
+        return [
+            Panel(title="PSNR, dB", unit=" dB", curves=curves, rules=rules, height=210, digits=1),
+            Panel(
+                title="accuracy", curves=[self._measured("accuracy")], height=92, digits=3, most=1
+            ),
+            Panel(title="loss", curves=[self._measured("loss")], height=70, digits=3),
+        ]
+
+    @property
+    def curve_names(self) -> list[tuple[int, str]]:
+        """Number and name of each curve of leakage."""
+        return [
+            (index, row.attack)
+            for index, row in enumerate(self.leakage)
+            if row.success_rate is not None
+        ]
+
+    def curve(self, attack: str, series: int, label: str = "") -> Curve:
+        """Median PSNR of an attack over rounds, from worst to best image."""
+        values: dict[int, list[float]] = {}
+        for score in self.scores:
+            if score["attack"] == attack and score["status"] != "unscored":
+                found = [image["psnr_db"] for image in score["images"]]
+                values.setdefault(score["round"], []).extend(v for v in found if v is not None)
+        points = [
+            At(round=number, value=median(found), low=min(found), high=max(found))
+            for number, found in sorted(values.items())
+            if found
+        ]
+        failures = [number for number, found in sorted(values.items()) if not found]
+        return Curve(label=label or attack, series=series, points=points, failures=failures)
+
+    def _measured(self, key: str) -> Curve:
+        points = [
+            At(round=record["round"], value=record[key])
+            for record in self.rounds
+            if record.get(key) is not None
+        ]
+        return Curve(label=key, series=None, points=points)
+
+    # images
+
+    def columns(self, most: int) -> list[Pair]:
+        """Private images from best to worst guessed by the strongest attack."""
+        if self.strongest is None:
+            return []
+        pairs = ranked(self.scores, self.strongest.attack)
+        return spread_of(pairs, most)
+
+    def sheet(self, most: int) -> list[Row]:
+        """Originals, and under each what every attack made of it."""
+        columns = self.columns(most)
+        if not columns:
+            return []
+        rows = [Row(label="Original", tiles=[self.original(pair) for pair in columns])]
+        for row in self.leakage:
+            if row.success_rate is None:
+                continue
+            found = [same_image(self.scores, row.attack, pair) for pair in columns]
+            note = f"median {decibels(row.psnr_db.median)}" if row.psnr_db else "no guess"
+            rows.append(Row(label=row.attack, note=note, tiles=[self.guess(one) for one in found]))
+        return rows
+
+    def original(self, pair: Pair) -> Tile:
+        """The private image of a pair."""
+        score, truth = pair.score, pair.key[1]
+        caption = f"label {pair.image['label']}" if pair.image else ""
+        where = f"{score['victim']}, round {score['round']}, image {truth}"
+        return Tile(
+            image=self.images.original(score, truth), caption=caption, detail=f"private: {where}"
+        )
+
+    def guess(self, pair: Pair | None) -> Tile:
+        """An attack's guess at a private image, or an empty place."""
+        if pair is None:
+            return Tile(image=None, caption="not attacked")
+        if pair.image is None or pair.psnr_db is None:
+            return Tile(image=None, caption="failed" if pair.image is None else "no guess")
+        image = pair.image
+        labels = f"label {image['label']}, guessed {image['guessed_label']}"
+        return Tile(
+            image=self.images.guess(pair),
+            caption=decibels(pair.psnr_db),
+            strong=image["recovered"],
+            detail=f"{decibels(pair.psnr_db)}, SSIM {number(image['ssim'])}, {labels}",
+        )

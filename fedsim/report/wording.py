@@ -1,0 +1,102 @@
+"""Numbers and findings in words."""
+
+from collections.abc import Sequence
+
+from fedsim.records import Record
+from fedsim.schemas import Leakage
+
+NOTHING = "\u2013"
+
+
+def decibels(value: float | None) -> str:
+    """Return a PSNR as text."""
+    return NOTHING if value is None else f"{value:.1f} dB"
+
+
+def percent(value: float | None) -> str:
+    """Return a share as text."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.1f} %".replace(".0 %", " %")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number as text."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def tiny(value: float | None) -> str:
+    """Return an error as text, in powers of ten where it is tiny."""
+    if value is None:
+        return NOTHING
+    return f"{value:.1e}" if 0 < value < 1e-4 else f"{value:.4f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as text."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def count(amount: int, one: str, many: str | None = None) -> str:
+    """Return an amount with its noun in the right form."""
+    return f"{amount} {one if amount == 1 else many or one + 's'}"
+
+
+def adversary(threat: Record | None, name: str) -> str:
+    """Return who listens, as a noun: "the curious server"; an oracle is always called one."""
+    base, *extra = name.split("+")
+    told = [f"granted {grant}" for grant in extra if grant != "labels"]
+    if "labels" in extra or (threat is not None and threat["oracle"]):
+        told.append("told the private labels (an oracle)")
+    return f"the {base.replace('-', ' ')}" + (f", {', '.join(told)}," if told else "")
+
+
+def strongest(rows: Sequence[Leakage]) -> Leakage | None:
+    """Return the attack on images that recovered most, by rate and then by median PSNR."""
+    on_images = [row for row in rows if row.success_rate is not None]
+    return max(
+        on_images,
+        key=lambda row: (row.success_rate, row.psnr_db.median if row.psnr_db else -1.0),
+        default=None,
+    )
+
+
+def headline(rows: Sequence[Leakage], threat: Record | None) -> str:
+    """Return the finding of a run in one sentence, with the baseline that it must beat."""
+    if not rows:
+        return "Nothing was attacked yet, so nothing is known of what this training leaks."
+    best = strongest(rows)
+    if best is None:
+        return _labels_only(rows, threat)
+    who = _sentence(adversary(threat, best.threat))
+    limit = f"{best.success_threshold_db:g} dB"
+    if best.psnr_db is None:
+        failed = count(sum(row.failed for row in rows), "attack")
+        return f"{failed} failed and none made a guess; that says nothing about safety."
+    guessing = f"guessing the data mean gives {decibels(best.baseline_psnr_db)}"
+    what = f"{best.num_recovered} of {count(best.num_images, 'image')}"
+    if best.num_recovered:
+        return f"{who} recovered {what} to {limit} or better ({best.attack}); {guessing}."
+    return (
+        f"{who} recovered none of {count(best.num_images, 'image')} to {limit}; {best.attack} came "
+        f"closest with a median of {decibels(best.psnr_db.median)}, and {guessing}."
+    )
+
+
+def _labels_only(rows: Sequence[Leakage], threat: Record | None) -> str:
+    best = max(rows, key=lambda row: row.label_accuracy or 0.0)
+    who = _sentence(adversary(threat, best.threat))
+    return (
+        f"{who} read off {percent(best.label_accuracy)} of the private labels ({best.attack}); "
+        "no attack guessed images."
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
