@@ -105,7 +105,7 @@ def _gradient(
     gradients = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
     return LocalUpdate(
         tensors=dict(zip(named, gradients, strict=True)),
-        buffers=shared_buffers(model),
+        buffers={name: tensor.clone() for name, tensor in shared_buffers(model).items()},
         used=used,
         train_loss=float(value.detach()),
     )
@@ -152,4 +152,5 @@ def _distinct(plan: list[Tensor]) -> Tensor:
     """Return the indices of all batches, each once; a single batch keeps its order."""
     if len(plan) == 1:
         return plan[0]
-    return torch.cat(plan).unique()  # type: ignore[no-untyped-call]
+    distinct: Tensor = torch.cat(plan).unique()  # type: ignore[no-untyped-call]
+    return distinct

@@ -10,7 +10,7 @@ from fedsim.config import Experiment
 from fedsim.seeds import stream
 from fedsim.setup import shares_of, task_of
 from fedsim.tasks import Task
-from fedsim.wire import read_experiment_config
+from fedsim.wire import load_state, read_experiment_config, shared_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +41,23 @@ class Participant:
 
 
 @lru_cache(maxsize=2)
-def _federation(text: str) -> tuple[Experiment, Task, nn.Module, list[Tensor]]:
+def _federation(text: str) -> tuple[Experiment, Task, nn.Module, dict[str, Tensor], list[Tensor]]:
     # one process plays many clients: data, partition and model are made once for all of them
     experiment = read_experiment_config({"experiment": text})
     task = task_of(experiment)
     model = task.build_model(stream(experiment.seed, "model")).to(experiment.engine.device)
-    return experiment, task, model, shares_of(experiment, task)
+    unshared = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if name not in shared_state(model)
+    }
+    return experiment, task, model, unshared, shares_of(experiment, task)
 
 
 def participant(experiment_text: str, number: int) -> Participant:
     """Return client `number` of an experiment, given as its run configuration holds it."""
-    experiment, task, model, shares = _federation(experiment_text)
+    experiment, task, model, unshared, shares = _federation(experiment_text)
+    load_state(model, unshared)  # counters start anew, whoever trained with this model before
     share = shares[number]
     device = torch.device(experiment.engine.device)
     return Participant(

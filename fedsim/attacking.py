@@ -1,8 +1,9 @@
 """The process that runs attacks: reads observations and knowledge, writes reconstructions.
 
-It never loads a data set, does not import the truth, and refuses to open any file below `truth/`.
-Started as `python -m fedsim.attacking RUN`, it takes one JSON job per line from standard input and
-answers one JSON line each; end of input ends it.
+It never loads a data set, does not import the truth, and refuses every attempt that Python sees,
+its own reading of tensors included, to open a file below `truth/`. Started as
+`python -m fedsim.attacking RUN`, it takes one JSON job per line from standard input and answers
+one JSON line each; end of input ends it.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import Any, TextIO
 import torch
 
 from attacks import ATTACKS
-from attacks.observation import Attack, AttackFailed, Budget, Observation
+from attacks.observation import Attack, AttackFailed, Budget, Observation, Reconstruction
 from fedsim.components import build
 from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.knowledge import knowledge_about, read_knowledge
@@ -62,7 +63,7 @@ class AttackWorker:
         budget = Budget(self.configs[title].time_budget_s)
         guess, reason = None, None
         try:
-            guess = self.attacks[title](seen, known, rng=rng, budget=budget)
+            guess = _reconstruction(self.attacks[title](seen, known, rng=rng, budget=budget))
         except AttackFailed as failed:
             reason = str(failed)
         except Exception as error:
@@ -77,8 +78,18 @@ class AttackWorker:
         return {"observation": observation, "attack": title, "status": status, "reason": reason}
 
 
+def _reconstruction(guess: object) -> Reconstruction:
+    if not isinstance(guess, Reconstruction):  # an attack of the user's own may forget to return
+        raise TypeError(f"it must return a Reconstruction, got {type(guess).__name__}")
+    return guess
+
+
 def seal_off(root: Path) -> None:
-    """Make every attempt of this process to open a file below `truth/` an error."""
+    """Make every attempt of this process to open a file below `truth/` an error.
+
+    Files that compiled code opens by itself are out of reach: this guards against mistakes, not
+    against an attack written to cheat.
+    """
     sealed = os.path.realpath(root / "truth") + os.sep
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -125,8 +136,9 @@ def serve(root: str, jobs: Sequence[str] | TextIO, answers: TextIO) -> None:
 def main() -> None:
     """Run as a process of its own."""
     root = sys.argv[1]
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever an attack prints must not mix with the answers
+    # whatever an attack prints, compiled code included, must not mix with the answers
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     seal_off(Path(root))
     serve(root, sys.stdin, answers)

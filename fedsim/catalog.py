@@ -33,10 +33,12 @@ def load(reference: str) -> Any:
         ConfigError: The module or the name is not there.
     """
     module_name, _, attribute = reference.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ConfigError(f"'{reference}' must have the form package.module:Name")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"no module '{module_name}' (in '{reference}'); is it installed, or on PYTHONPATH?"
             ) from error

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from attacks.threats import Capability
 from fedsim.catalog import nearest
@@ -140,14 +148,32 @@ class EngineConfig(Section):
     """Share of a GPU that each attack worker holds (ray)."""
 
 
+def _either(expected: str) -> WrapValidator:
+    """Refuse a value that fits no branch of a union in one message, not in one per branch."""
+
+    def check(value: object, branches: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return branches(value)
+        except ValidationError as error:
+            raise PydanticCustomError("either", "{expected}", {"expected": expected}) from error
+
+    return WrapValidator(check)
+
+
 class AdversaryConfig(Section):
     """Who listens, to what, and what it is granted."""
 
     threat: str = "curious-server"
     """A name from `fedsim list threats`."""
-    rounds: Literal["all"] | list[Annotated[int, Field(ge=1)]] = "all"
+    rounds: Annotated[
+        Literal["all"] | list[Annotated[int, Field(ge=1)]],
+        _either("'all' or a list of whole numbers from 1"),
+    ] = "all"
     """Rounds in which it keeps what it hears."""
-    victims: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
+    victims: Annotated[
+        Literal["all"] | list[Annotated[int, Field(ge=0)]],
+        _either("'all' or a list of whole numbers from 0"),
+    ] = "all"
     """Clients whose messages it keeps."""
     grants: list[Capability] = Field(default_factory=list)
     """Capabilities beyond those of the threat model; `labels` is an oracle and shown as one."""
@@ -166,8 +192,8 @@ class AttackConfig(Section):
 
     name: str
     """A name from `fedsim list attacks`, or `package.module:Name` of your own."""
-    label: str = ""
-    """How records and reports call it; empty means its name."""
+    label: Annotated[str, Field(pattern=r"^[\w.+-]*$")] = ""
+    """How records and reports call it: letters, digits and . _ + -; empty means its name."""
     options: Options = Field(default_factory=dict)
     """Settings of the attack, such as `steps`."""
     time_budget_s: Annotated[float, Field(gt=0)] = 60.0
@@ -271,19 +297,16 @@ def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
     Raises:
         ConfigError: Something is wrong with it; the message names the place.
     """
-    path = Path(source)
-    if path.is_file():
-        try:
-            text, where = path.read_text(), str(source)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source}: cannot be read: {error}") from error
-    elif (name := str(source)) in (known := shipped()):
-        text, where = known[name], name
-    elif path.suffix or len(path.parts) > 1:
+    path, name = Path(source), str(source)
+    try:
+        text = path.read_text() if path.is_file() else shipped().get(name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: cannot be read: {error}") from error
+    if text is None and (path.suffix or len(path.parts) > 1):
         raise ConfigError(f"no experiment file '{source}'")
-    else:
-        raise ConfigError(f"no experiment called '{source}'{nearest(name, known)}")
-    return parse_experiment(text, where=where, overrides=overrides)
+    if text is None:
+        raise ConfigError(f"no experiment called '{source}'{nearest(name, shipped())}")
+    return parse_experiment(text, where=name, overrides=overrides)
 
 
 def parse_experiment(
@@ -328,10 +351,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _step(place: Any, name: str, override: str) -> Any:
     if isinstance(place, list):  # an item of a list, by number, label or name
-        for index, item in enumerate(place):
-            if name in (str(index), item.get("label"), item.get("name")):
+        tables = [item if isinstance(item, dict) else {} for item in place]
+        for index, (item, table) in enumerate(zip(place, tables, strict=True)):
+            if name in (str(index), table.get("label"), table.get("name")):
                 return item
-        items = [item.get("label") or item.get("name", "") for item in place]
+        items = [table.get("label") or table.get("name", "") for table in tables]
         raise ConfigError(f"--set {override}: no item '{name}'{nearest(name, items)}")
     if not isinstance(place, dict):
         raise ConfigError(f"--set {override}: '{name}' is below a plain value")
@@ -356,12 +380,14 @@ _EXPECTED = {
     "model_type": "must be a table",
     "string_too_short": "must not be empty",
     "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must fit the pattern {pattern}",
+    "either": "must be {expected}",
 }
 
 
 def _explain(error: ErrorDetails) -> str:
     """Say where, what was expected, what came, and what to do."""
-    place = _place(error["loc"])
+    place = ".".join(map(str, error["loc"]))
     kind = error["type"]
     if kind == "extra_forbidden":
         *parents, unknown = place.split(".")
@@ -382,15 +408,6 @@ def _explain(error: ErrorDetails) -> str:
     if expected is None:
         return f"{place}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
     return f"{place} {expected.format(**error.get('ctx', {}))}, got {error['input']!r}"
-
-
-def _place(location: Iterable[str | int]) -> str:
-    """Return a dotted key; the branches of a union are not part of what the user wrote."""
-    return ".".join(
-        str(part)
-        for part in location
-        if not (isinstance(part, str) and ("[" in part or part in ("list", "literal")))
-    )
 
 
 def _fields(location: Iterable[str | int]) -> list[str]:

@@ -26,10 +26,11 @@ from fedsim.records import (
 def recipe_of(experiment: Experiment, most_steps: int) -> LocalRecipe:
     """Return how clients train; `most_steps` is the largest number of steps of any of them."""
     training = experiment.training
-    local = training.algorithm == "fedavg"
+    if training.algorithm == "fedsgd":
+        return LocalRecipe()
     return LocalRecipe(
         num_steps=most_steps,
-        learning_rate=training.learning_rate if local else None,
+        learning_rate=training.learning_rate,
         momentum=training.momentum,
         num_epochs=training.local_epochs,
     )

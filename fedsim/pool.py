@@ -91,7 +91,8 @@ class _Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C is for the parent; it ends its workers itself
         )
-        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
+        self.listener.start()
 
     def _listen(self, answers: "queue.Queue[tuple[_Worker, str]]") -> None:
         for line in self.process.stdout or ():
@@ -107,15 +108,22 @@ class _Worker:
             print(line, file=self.process.stdin, flush=True)
 
     def last_words(self) -> str:
-        """Return the last line that the process wrote to its error stream."""
+        """Return how the process ended, and the last line of its error stream."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self.process.poll()}"
+        return f"exit code {self.process.poll()}" + (f", {lines[-1]}" if lines else "")
 
     def end(self) -> None:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        self.listener.join()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a job may wait in a broken pipe
+                    stream.close()
 
 
 class ProcessPool:
@@ -144,45 +152,38 @@ class ProcessPool:
     def poll(self) -> list[Record]:
         """Return the answers that came since the last call, and keep the workers busy."""
         answered: list[Record] = []
-        while True:
-            try:
-                worker, line = self.answers.get_nowait()
-            except queue.Empty:
-                break
+        while not self.answers.empty():
+            worker, line = self.answers.get()
             if worker not in self.workers:
                 continue  # it was replaced
-            if line:
+            if line.endswith("\n"):
                 answered.append(json.loads(line))
                 worker.job = None
-            else:
-                answered += self._replace(worker, "the attack worker died: ")
+            elif worker.job is not None:  # one that died idle is replaced when there is work
+                reason = f"the attack worker died: {worker.last_words()}"
+                answered.append(worker.job.failed(reason))
+                self._replace(worker)
         now = time.monotonic()
         for worker in list(self.workers):
             if worker.job is not None and now > worker.deadline:
-                limit = f"it did not end within {worker.job.limit_s:g} s, and was ended"
-                answered += self._replace(worker, limit)
+                reason = f"it did not end within {worker.job.limit_s:g} s, and was ended"
+                answered.append(worker.job.failed(reason))
+                self._replace(worker)
         for worker in list(self.workers):
             if worker.job is None and self.jobs:
-                worker.job = self.jobs.popleft()
-                if worker.process.poll() is None:
-                    worker.start(worker.job)
-                else:  # it died idle; its end was heard already
-                    answered += self._replace(worker, "the attack worker died: ")
+                able = worker if worker.process.poll() is None else self._replace(worker)
+                able.start(self.jobs.popleft())
         return answered
 
-    def _replace(self, worker: _Worker, reason: str) -> list[Record]:
-        """End a worker and spend its job: one that kills its worker would do so for ever."""
-        job = worker.job
+    def _replace(self, worker: _Worker) -> _Worker:
+        """End a worker and start another; its job is not tried again, it might end that one too."""
         worker.end()
-        if job is None:
-            return []  # it died idle; it is replaced when there is work
-        self.workers[self.workers.index(worker)] = _Worker(self.run, self.answers)
-        said = reason + (worker.last_words() if reason.endswith(": ") else "")
-        return [job.failed(said)]
+        other = _Worker(self.run, self.answers)
+        self.workers[self.workers.index(worker)] = other
+        return other
 
     def close(self) -> None:
         """End the workers; jobs that are not answered yet are dropped."""
         self.jobs.clear()
         for worker in self.workers:
             worker.end()
-            worker.log.close()

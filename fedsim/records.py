@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,16 +76,20 @@ def replace_tensors(
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read named tensors and the metadata beside them."""
+    # safetensors opens files out of Python's sight; a process that is sealed off must see it
+    sys.audit("open", str(path), "rb", 0)
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def append_line(path: Path, record: Record) -> None:
-    """Add one JSON line in a single write, so that no reader sees half of it."""
+    """Add one JSON line in a single write; half a line, on a full disk, is taken back."""
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        if os.write(descriptor, line) < len(line):
+        written = os.write(descriptor, line)
+        if written < len(line):
+            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
@@ -414,7 +419,9 @@ class RunDirectory:
         """Read the guess behind a reconstruction's record; a failed one has no inputs."""
         stem = f"{record['observation']}--{record['attack']}"
         path = self.root / "reconstructions" / f"{stem}.safetensors"
-        tensors = read_tensors(path)[0] if path.is_file() else {}
+        # beside a failure may lie what an earlier attempt, killed half way, wrote first
+        whole = record["status"] != "failed" and path.is_file()
+        tensors = read_tensors(path)[0] if whole else {}
         return Reconstruction(
             inputs=tensors.get("inputs"),
             labels=tensors.get("labels"),

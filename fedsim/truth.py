@@ -1,7 +1,7 @@
 """The sealed truth: written by the client, opened by scoring alone.
 
 No attack, and no process that runs attacks, imports this module; an import contract says so, and
-the attack workers refuse to open any file below `truth/`.
+the attack workers refuse to open files below `truth/`.
 """
 
 from torch import Tensor

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict, UserConfig
 from torch import Tensor, nn
 
 from attacks.observation import Tensors
@@ -181,8 +181,10 @@ def _metrics(
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise BadReply(f"metric '{name}' must be a finite number, got {value!r}")
         values[name] = float(value)
-    if values[NUM_EXAMPLES] < 1:
-        raise BadReply(f"'{NUM_EXAMPLES}' must be at least 1, got {values[NUM_EXAMPLES]:g}")
+    if values[NUM_EXAMPLES] < 1 or not values[NUM_EXAMPLES].is_integer():
+        raise BadReply(
+            f"'{NUM_EXAMPLES}' must be a whole number from 1, got {values[NUM_EXAMPLES]:g}"
+        )
     return values
 
 
@@ -200,7 +202,7 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
             raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
         try:
             tensor = _decode(array)
-        except (ValueError, TypeError, EOFError, OSError) as error:
+        except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
             raise BadReply(f"'{name}' cannot be decoded: {error}") from error
         if tensor.shape != template.shape:
             raise BadReply(
@@ -217,13 +219,6 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
 def _some(names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def metrics_record(**values: float) -> MetricRecord:
-    """Pack metrics; underscores of the names become dashes except in `train_loss`."""
-    return MetricRecord(
-        {name if name == TRAIN_LOSS else name.replace("_", "-"): v for name, v in values.items()}
-    )
 
 
 def run_config(experiment: Experiment, run: RunDirectory) -> UserConfig:

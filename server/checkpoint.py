@@ -1,7 +1,8 @@
 """Where a resumed run goes on: the weights after a round, and the strategy's memory.
 
 A Flower strategy keeps its memory (momenta, previous weights) in attributes that are arrays, or
-lists, tuples, dicts or records of arrays. They are saved by attribute name as plain tensors.
+lists, dicts or records of arrays. They are saved by attribute name as plain tensors; a strategy
+of the user's own that remembers anything else does not go on with the same bits.
 """
 
 import json

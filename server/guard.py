@@ -53,6 +53,8 @@ class Exchange:
         Raises:
             BadReply: No strategy may see it.
         """
+        if reply.metadata.src_node_id not in self.client_of:
+            raise BadReply(f"node {reply.metadata.src_node_id} plays no client")
         if reply.has_error():
             raise BadReply(reply.error.reason or f"error code {reply.error.code}")
         if self.kind == "gradient":
@@ -132,6 +134,7 @@ class Guarded(Strategy):
             return None, None
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, [m for _, m in accepted])
+            arrays = self._as_sent(arrays)
         except Exception as error:
             raise RunFailed(
                 f"round {server_round}: {type(self.inner).__name__} failed on "
@@ -144,7 +147,7 @@ class Guarded(Strategy):
                 f"round {server_round}: the new weights hold NaN or infinity although every "
                 "update was finite; lower training.learning_rate"
             )
-        return self._as_sent(arrays), metrics
+        return arrays, metrics
 
     def client(self, reply: Message) -> int:
         """Return the number of the client that a reply came from; -1 if nobody knows."""

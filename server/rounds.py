@@ -145,17 +145,17 @@ class _Rounds:
         cohort = Cohort(self.grid, [self.nodes[client] for client in drawn])
         config = self._message_config()
         messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
-        replies = list(self._exchange(cohort, messages))
+        replies = self._exchange(cohort, messages)
         new, metrics = self.strategy.aggregate_train(server_round, replies)
+        tally = self.guard.tally
         if new is None:
             self.run.append_event(
                 "round-without-update",
-                f"round {server_round}: no usable reply from {len(messages)} clients; "
-                "the weights stay as they were",
+                f"round {server_round}: no update came of {len(tally.clients)} usable replies "
+                f"from {len(messages)} clients; the weights stay as they were",
                 round=server_round,
             )
         arrays = new or arrays
-        tally = self.guard.tally
         record: Record = {
             "round": server_round,
             "train_loss": _metric(metrics, TRAIN_LOSS),
@@ -172,8 +172,9 @@ class _Rounds:
             or server_round == self.experiment.rounds
         ):
             record = self.evaluated(record, arrays)
-        checkpoint.save(self.run, server_round, arrays, self.inner)
+        # in this order: killed in between, a resumed run repeats the round and its record counts
         self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
+        checkpoint.save(self.run, server_round, arrays, self.inner)
         return arrays
 
     def _message_config(self) -> ConfigRecord:

@@ -1,7 +1,7 @@
 """FedSGD in Flower's message API, and how strategies are built by name."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,10 +10,20 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
-from fedsim.catalog import nearest, resolve
+from fedsim.catalog import resolve
+from fedsim.components import check_options
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
-from fedsim.wire import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, TRAIN_LOSS, to_record, to_tensors
+from fedsim.wire import (
+    ARRAYS,
+    BUFFERS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_LOSS,
+    to_record,
+    to_tensors,
+)
 from server import STRATEGIES
 
 
@@ -99,52 +109,48 @@ def _number(value: object) -> float:
 def build_strategy(experiment: Experiment) -> Strategy:
     """Return the strategy that the experiment names.
 
-    Sampling is not left to it: it is shown only the nodes drawn for the round, and takes all.
+    Options are what its constructor names. Sampling is not among them: a strategy is shown only
+    the nodes drawn for the round, and takes all.
 
     Raises:
         ConfigError: There is no such strategy, or it does not take these options.
     """
     name = experiment.server.strategy or experiment.training.algorithm
     factory = resolve(name, STRATEGIES, "strategy")
-    options: dict[str, Any] = {
-        "fraction_train": 1.0,
-        "fraction_evaluate": 1.0 if experiment.server.evaluate_clients else 0.0,
-        "min_train_nodes": 1,
-        "min_evaluate_nodes": 1,
-        "min_available_nodes": 1,
-    }
-    if factory is FedSGD:
-        if experiment.training.algorithm != "fedsgd":
-            raise ConfigError(
-                "server.strategy 'fedsgd' needs gradients; set training.algorithm = 'fedsgd'"
-            )
-        options["learning_rate"] = experiment.training.learning_rate
-    accepted = _accepted(factory)
-    for option in experiment.server.options:
-        if option not in accepted:
-            raise ConfigError(
-                f"server.options: strategy '{name}' has no '{option}'{nearest(option, accepted)}"
-            )
-    options = {key: value for key, value in options.items() if key in accepted}
+    if getattr(factory, "wants_gradients", False) and experiment.training.algorithm != "fedsgd":
+        raise ConfigError(
+            f"server.strategy '{name}' needs gradients; set training.algorithm = 'fedsgd'"
+        )
+    given = _given(factory, experiment)
+    options = check_options(
+        "server.options", factory, experiment.server.options, taken=frozenset(given)
+    )
     try:
-        strategy: Strategy = factory(**(options | experiment.server.options))
+        strategy: Strategy = factory(**given, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server.options: strategy '{name}' refused them: {error}") from error
     return strategy
 
 
-def _accepted(factory: type) -> list[str]:
-    """Return the names a constructor takes, those of its bases behind `**kwargs` included."""
-    names: dict[str, None] = {}
-    for base in factory.__mro__[:-1]:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters
-        names |= {
-            one.name: None
-            for one in parameters.values()
-            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.name != "self"
-        }
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-            break
-    return list(names)
+def _given(factory: Callable[..., Any], experiment: Experiment) -> dict[str, Any]:
+    """Return the arguments of `factory` that are not the user's to set."""
+    common = {  # what every strategy of Flower's takes, be it behind `**kwargs`
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0 if experiment.server.evaluate_clients else 0.0,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": 1,
+        "weighted_by_key": NUM_EXAMPLES,
+        "arrayrecord_key": ARRAYS,
+        "configrecord_key": CONFIG,
+    }
+    own = {
+        "client_learning_rate": experiment.training.learning_rate,
+        "train_loss_key": TRAIN_LOSS,
+    }
+    if getattr(factory, "wants_gradients", False):
+        own["learning_rate"] = experiment.training.learning_rate
+    parameters = inspect.signature(factory).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return common | {name: value for name, value in own.items() if name in parameters}
+    return {name: value for name, value in (common | own).items() if name in parameters}

@@ -155,7 +155,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) 
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0).close()  # noqa: S310 - loopback
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0).close()
             return
         time.sleep(0.1)
     said = log.read_text(errors="replace").strip().splitlines()

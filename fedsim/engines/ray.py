@@ -7,15 +7,18 @@ its messages; what many messages share (the weights) is put into the object stor
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from ray.exceptions import RayError
 
-from fedsim.attacking import AttackWorker
+from fedsim.attacking import AttackWorker, seal_off
 from fedsim.catalog import CLIENT_APP, SERVER_APP, load
 from fedsim.config import Experiment
 from fedsim.engines.local import (
@@ -46,10 +49,6 @@ class ClientWorker:
     """
 
     def __init__(self, experiment: str, root: str, numbers: Sequence[int]) -> None:
-        from pathlib import Path
-
-        import torch
-
         torch.set_num_threads(1)  # as every worker of every engine, for equal bits
         self.app = load(CLIENT_APP)
         parsed = Experiment.model_validate_json(experiment)
@@ -159,10 +158,6 @@ class AttackActor(AttackWorker):
     """An attack worker inside an actor; sealed off from the truth like one in a process."""
 
     def __init__(self, root: str) -> None:
-        from pathlib import Path
-
-        from fedsim.attacking import seal_off
-
         seal_off(Path(root))
         super().__init__(root)
 
@@ -202,8 +197,6 @@ class RayPool:
 
     def poll(self) -> list[Record]:
         """Return the answers that came since the last call, and keep the workers busy."""
-        from time import monotonic
-
         answered: list[Record] = []
         calls = list(self.running)
         ready = ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []
@@ -217,7 +210,7 @@ class RayPool:
                 answered.append(job.failed(f"the attack worker died: {said}"))
                 self._replace(actor)
         for call, (actor, job, deadline) in list(self.running.items()):
-            if monotonic() > deadline:
+            if time.monotonic() > deadline:
                 del self.running[call]
                 answered.append(
                     job.failed(f"it did not end within {job.limit_s:g} s, and was ended")
@@ -226,7 +219,7 @@ class RayPool:
         while self.idle and self.jobs:
             actor, job = self.idle.pop(), self.jobs.popleft()
             call = actor.attack.remote(job.observation, job.attack)
-            self.running[call] = (actor, job, monotonic() + job.limit_s)
+            self.running[call] = (actor, job, time.monotonic() + job.limit_s)
         return answered
 
     def _replace(self, actor: Any) -> None:

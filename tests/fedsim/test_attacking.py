@@ -1,0 +1,271 @@
+"""The process that runs attacks: what it writes, and what it cannot read."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from attacks.observation import Kind, Observation
+from attacks.threats import CURIOUS_SERVER
+from fedsim.attacking import AttackWorker, serve
+from fedsim.config import parse_experiment
+from fedsim.errors import ConfigError
+from fedsim.knowledge import knowledge_record, recipe_of, write_knowledge
+from fedsim.records import RunDirectory, replace_bytes
+from fedsim.truth import seal
+
+OWN_ATTACKS = '''
+import torch
+from attacks.observation import AttackFailed, Reconstruction
+
+
+class Noise:
+    """Guess noise."""
+
+    needs = frozenset()
+
+    def __init__(self, finished: bool = True) -> None:
+        self.finished = finished
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        inputs = torch.rand(known.batch_size, *known.input_shape, generator=rng)
+        return Reconstruction(inputs=inputs, labels=known.labels, finished=self.finished)
+
+
+class GivesUp:
+    """Fail as attacks should."""
+
+    needs = frozenset()
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        raise AttackFailed("no bias")
+
+
+class Crashes:
+    """Fail as attacks should not."""
+
+    needs = frozenset()
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        return 1 / 0
+
+
+class Forgets:
+    """Return nothing."""
+
+    needs = frozenset()
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        pass
+'''
+
+EXPERIMENT = """
+name = "tiny"
+[model]
+name = "mlp"
+options = { hidden = [4] }
+[[attacks]]
+name = "own:Noise"
+label = "noise"
+[[attacks]]
+name = "own:Noise"
+label = "slow"
+options = { finished = false }
+[[attacks]]
+name = "own:GivesUp"
+[[attacks]]
+name = "own:Crashes"
+[[attacks]]
+name = "own:Forgets"
+"""
+
+FIRST, SECOND = (f"round-00001-client-{client}-to-server" for client in (0, 1))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirectory]:
+    """A run with two observations, and attacks of the user's own."""
+    (tmp_path / "own.py").write_text(OWN_ATTACKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    experiment = parse_experiment(EXPERIMENT)
+    run = RunDirectory.create(tmp_path / "runs", "tiny")
+    replace_bytes(run.config, experiment.to_toml().encode())
+    told = knowledge_record(
+        experiment,
+        CURIOUS_SERVER,
+        input_shape=(1, 8, 8),
+        num_classes=10,
+        recipe=recipe_of(experiment, 1),
+    )
+    write_knowledge(run, told, None)
+    for client in (0, 1):
+        run.write_observation(
+            Observation(
+                round=1,
+                sender=f"client-{client}",
+                receiver="server",
+                kind=Kind.GRADIENT,
+                update={"x": torch.ones(2)},
+                num_examples=2 + client,
+            )
+        )
+        seal(run, 1, f"client-{client}", torch.rand(2, 1, 8, 8), torch.tensor([1, 2]))
+    yield run
+    sys.modules.pop("own", None)
+
+
+def test_a_guess_is_written_with_its_status_and_the_message_sets_the_batch(
+    run: RunDirectory,
+) -> None:
+    worker = AttackWorker(str(run.root))
+
+    answers = [worker.attack(FIRST, "noise"), worker.attack(SECOND, "slow")]
+
+    assert [(one["status"], one["reason"]) for one in answers] == [
+        ("done", None),
+        ("unfinished", None),
+    ]
+    shapes = [guess.inputs.shape for _, guess in run.reconstructions() if guess.inputs is not None]
+    assert shapes == [(2, 1, 8, 8), (3, 1, 8, 8)]
+
+
+def test_every_attack_on_every_observation_has_random_numbers_of_its_own(
+    run: RunDirectory,
+) -> None:
+    def guesses(jobs: list[tuple[str, str]]) -> dict[str, str]:
+        worker = AttackWorker(str(run.root))
+        for observation, title in jobs:
+            worker.attack(observation, title)
+        return {
+            f"{one['observation']}--{one['attack']}": one["sha256"]
+            for one in run.reconstruction_records()
+        }
+
+    forth = guesses([(FIRST, "noise"), (SECOND, "noise"), (FIRST, "slow")])
+    back = guesses([(FIRST, "slow"), (SECOND, "noise"), (FIRST, "noise")])
+
+    assert forth == back
+    assert len(set(forth.values())) == 3
+
+
+def test_an_attack_that_gives_up_is_recorded_with_its_reason(run: RunDirectory) -> None:
+    answer = AttackWorker(str(run.root)).attack(FIRST, "own.GivesUp")
+
+    assert (answer["status"], answer["reason"]) == ("failed", "no bias")
+    assert run.reconstruction_records()[0]["reason"] == "no bias"
+    assert run.events() == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        ("own.Crashes", "the attack crashed: ZeroDivisionError: division by zero"),
+        (
+            "own.Forgets",
+            "the attack crashed: TypeError: it must return a Reconstruction, got NoneType",
+        ),
+    ],
+)
+def test_an_attack_that_crashes_is_recorded_as_failed_and_as_an_event(
+    run: RunDirectory, attack: str, reason: str
+) -> None:
+    worker = AttackWorker(str(run.root))
+
+    answer = worker.attack(FIRST, attack)
+    after = worker.attack(SECOND, "noise")
+
+    assert (answer["status"], answer["reason"]) == ("failed", reason)
+    [event] = run.events()
+    assert event["kind"] == "attack-crashed"
+    assert event["message"] == f"{attack} on {FIRST}: {reason}"
+    assert "Traceback" in event["traceback"]
+    assert after["status"] == "done"
+
+
+def test_a_worker_answers_each_line_with_one(run: RunDirectory) -> None:
+    jobs = [
+        json.dumps({"observation": FIRST, "attack": title}) for title in ("noise", "own.GivesUp")
+    ]
+    answers = io.StringIO()
+
+    serve(str(run.root), jobs, answers)
+
+    lines = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [one["status"] for one in lines] == ["done", "failed"]
+
+
+def test_a_worker_refuses_an_attack_that_does_not_exist(run: RunDirectory) -> None:
+    replace_bytes(run.config, b'name = "x"\n[[attacks]]\nname = "inverting-gradient"\n')
+
+    with pytest.raises(ConfigError, match=r"'inverting-gradient'; did you mean 'inverting-grad"):
+        AttackWorker(str(run.root))
+
+
+SEALED = """
+import os, sys
+from pathlib import Path
+from fedsim.attacking import seal_off
+from fedsim.records import RunDirectory, read_tensors
+
+run = RunDirectory(Path(sys.argv[1]))
+truth = next((run.root / "truth").iterdir())
+seal_off(run.root)
+link = run.root / "link"
+link.symlink_to(truth)
+os.chdir(run.root)
+tries = {
+    "open": lambda: open(truth, "rb"),
+    "bytes": lambda: open(os.fsencode(truth), "rb"),
+    "read": lambda: truth.read_bytes(),
+    "descriptor": lambda: os.open(truth, os.O_RDONLY),
+    "tensors": lambda: read_tensors(truth),
+    "relative": lambda: open(os.path.join("truth", truth.name), "rb"),
+    "around": lambda: open(os.path.join("observations", "..", "truth", truth.name), "rb"),
+    "link": lambda: link.read_bytes(),
+    "write": lambda: truth.write_bytes(b""),
+}
+for name, attempt in tries.items():
+    try:
+        attempt()
+    except PermissionError as error:
+        assert "the truth is sealed" in str(error), error
+    else:
+        print("opened by", name)
+run.read_observation(run.observation_records()[0]["id"])
+"""
+
+
+def test_a_worker_that_is_sealed_off_can_open_every_file_but_the_truth(run: RunDirectory) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SEALED, str(run.root)], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+CONTRACT = """
+import sys
+import fedsim.attacking
+import fedsim.engines.ray
+from pathlib import Path
+from fedsim.knowledge import read_knowledge
+from fedsim.records import RunDirectory
+
+assert read_knowledge(RunDirectory(Path(sys.argv[1]))).model is not None
+private = ("fedsim.truth", "fedsim.data", "fedsim.tasks", "fedsim.stages", "attacks.metrics")
+print(*(name for name in sys.modules if name.startswith(private)))
+"""
+
+
+@pytest.mark.slow
+def test_no_process_that_runs_attacks_loads_what_reads_data_or_truth(run: RunDirectory) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONTRACT, str(run.root)], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
