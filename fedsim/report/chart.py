@@ -12,7 +12,7 @@ MOST_DOTS = 40
 MOST_HOVERS = 200
 """More rounds than this share their columns."""
 
-_LEFT, _RIGHT, _GAP = 46.0, 14.0, 34.0
+_LEFT, _RIGHT, _GAP = 46.0, 14.0, 46.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,11 @@ class Curve:
     series: int | None
     points: Sequence[At]
     failures: Sequence[int] = ()
+
+    @property
+    def rounds(self) -> set[int]:
+        """Rounds in which there is something to show."""
+        return {at.round for at in self.points} | set(self.failures)
 
     @property
     def colour(self) -> str:
@@ -105,19 +110,24 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
-def over_rounds(panels: Sequence[Panel], *, width: float, label: str) -> Drawing:
+def over_rounds(
+    panels: Sequence[Panel], *, width: float, label: str, legend: bool = False
+) -> Drawing:
     """Return panels above each other over one axis of rounds.
 
     Args:
-        panels: From top to bottom; those without a point are left out.
+        panels: From top to bottom; those with nothing to show are left out.
         width: In pixels.
         label: What the chart shows.
+        legend: Whether to name the curves in the drawing; a page does so beside it.
     """
-    panels = [panel for panel in panels if any(curve.points for curve in panel.curves)]
-    rounds = sorted({at.round for panel in panels for curve in panel.curves for at in curve.points})
+    panels = [panel for panel in panels if any(curve.rounds for curve in panel.curves)]
+    rounds = sorted(
+        {number for panel in panels for curve in panel.curves for number in curve.rounds}
+    )
     across = _round_scale(rounds, width)
-    marks: list[Mark] = []
-    top = 22.0
+    marks = _legend(panels) if legend else []
+    top = 48.0 if legend else 22.0
     for panel in panels:
         marks += _panel(panel, across, top)
         top += panel.height + _GAP
@@ -132,6 +142,21 @@ def over_rounds(panels: Sequence[Panel], *, width: float, label: str) -> Drawing
         marks=marks,
         hovers=_hovers(panels, rounds, across, width),
     )
+
+
+def _legend(panels: Sequence[Panel]) -> list[Mark]:
+    names = {
+        curve.label: curve.colour
+        for panel in panels
+        for curve in panel.curves
+        if curve.series is not None and curve.rounds
+    }
+    marks: list[Mark] = []
+    left = _LEFT
+    for name, colour in names.items():
+        marks += [Dot(at=(left + 5, 14), radius=4, colour=colour), _text((left + 14, 18), name)]
+        left += 40 + 6.5 * len(name)
+    return marks
 
 
 def _round_scale(rounds: Sequence[int], width: float) -> Scale:

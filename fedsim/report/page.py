@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import torch
 from markupsafe import Markup
 from PIL import Image
 
@@ -82,10 +83,13 @@ def _section(view: RunView, row: Leakage) -> Section:
 
 def _film(view: RunView, pair: Pair) -> Row | None:
     frames = view.images.film(pair, MOST_COLUMNS - 2)
-    if not frames:
+    guess = view.images.guess(pair)
+    if not frames or guess is None:
         return None
+    if torch.equal(frames[-1][1], guess):
+        frames.pop()
     tiles = [Tile(image=image, caption=f"step {step}") for step, image in frames]
-    end = Tile(image=view.images.guess(pair), caption=f"end, {decibels(pair.psnr_db)}", strong=True)
+    end = Tile(image=guess, caption=f"end, {decibels(pair.psnr_db)}", strong=True)
     label = f"{pair.score['victim']}, round {pair.score['round']}"
     return Row(label=label, tiles=[*tiles, end, view.original(pair)])
 
@@ -128,30 +132,32 @@ def _write_pictures(view: RunView, sections: Sequence[Section]) -> None:
     folder = view.run.pictures
     for old in folder.glob("*.png"):
         old.unlink()
-    title = f"What {view.adversary.rstrip(',')} recovered"
-    if rows := view.sheet(MOST_COLUMNS):
-        order = f"best to worst by {view.strongest.attack}" if view.strongest else ""
-        sheet = contact_sheet(title, f"{_about(view)}; {order}", rows)
-        replace_bytes(folder / "gallery.png", png(sheet))
+    if view.strongest is not None and (rows := view.sheet(MOST_COLUMNS)):
+        replace_bytes(folder / "gallery.png", png(_sheet(view, view.strongest, rows)))
     for section in sections:
         attack = section.row.attack
         if section.cases:
-            replace_bytes(folder / f"gallery-{attack}.png", png(_gallery(view, attack, title)))
+            pairs = spread_of(ranked(view.scores, attack), MOST_COLUMNS)
+            rows = [
+                Row(label="Original", tiles=[view.original(pair) for pair in pairs]),
+                Row(label=attack, tiles=[view.guess(pair) for pair in pairs]),
+            ]
+            sheet = _sheet(view, section.row, rows)
+            replace_bytes(folder / f"gallery-{attack}.png", png(sheet))
         if section.film is not None:
             film = contact_sheet(f"{attack}, step by step", _about(view), [section.film])
             replace_bytes(folder / f"steps-{attack}.png", png(film))
-    drawing = over_rounds(view.panels(), width=WIDE, label="")
+    drawing = over_rounds(view.panels(), width=WIDE, label="", legend=True)
     if drawing.hovers:
         replace_bytes(folder / "curve.png", png(to_png(drawing)))
 
 
-def _gallery(view: RunView, attack: str, title: str) -> Image.Image:
-    pairs = spread_of(ranked(view.scores, attack), MOST_COLUMNS)
-    rows = [
-        Row(label="Original", tiles=[view.original(pair) for pair in pairs]),
-        Row(label=attack, tiles=[view.guess(pair) for pair in pairs]),
-    ]
-    return contact_sheet(title, f"{_about(view)}; {attack}, best to worst", rows)
+def _sheet(view: RunView, row: Leakage, rows: Sequence[Row]) -> Image.Image:
+    subtitle = (
+        f"{_about(view)}; best to worst by {row.attack}, "
+        f"dark figures from {row.success_threshold_db:g} dB"
+    )
+    return contact_sheet(f"What {view.adversary.rstrip(',')} recovered", subtitle, rows)
 
 
 def _about(view: RunView) -> str:

@@ -70,4 +70,4 @@ def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def plain(text: str) -> str:
     """Return `text` in the characters that this font has."""
-    return text.encode("ascii", "replace").decode()
+    return text.replace("\u00a0", " ").encode("ascii", "replace").decode()

@@ -111,6 +111,7 @@ class RunView:
     def panels(self) -> list[Panel]:
         """Leakage above utility, over the same rounds."""
         curves = [self.curve(attack, index) for index, attack in self.curve_names]
+        title = f"PSNR, dB{' (oracle: an upper bound)' if self.oracle else ''}"
         best = self.strongest
         rules = {}
         if best is not None and best.baseline_psnr_db is not None:
@@ -119,11 +120,11 @@ class RunView:
                 f"counts as recovered, {best.success_threshold_db:g} dB": best.success_threshold_db,
             }
         return [
-            Panel(title="PSNR, dB", unit=" dB", curves=curves, rules=rules, height=210, digits=1),
+            Panel(title=title, unit=" dB", curves=curves, rules=rules, height=210, digits=1),
             Panel(
-                title="accuracy", curves=[self._measured("accuracy")], height=92, digits=3, most=1
+                title="accuracy", curves=[self.measured("accuracy")], height=92, digits=3, most=1
             ),
-            Panel(title="loss", curves=[self._measured("loss")], height=70, digits=3),
+            Panel(title="loss", curves=[self.measured("loss")], height=70, digits=3),
         ]
 
     @property
@@ -150,13 +151,14 @@ class RunView:
         failures = [number for number, found in sorted(values.items()) if not found]
         return Curve(label=label or attack, series=series, points=points, failures=failures)
 
-    def _measured(self, key: str) -> Curve:
+    def measured(self, key: str, series: int | None = None, label: str = "") -> Curve:
+        """Accuracy or loss over rounds."""
         points = [
             At(round=record["round"], value=record[key])
             for record in self.rounds
             if record.get(key) is not None
         ]
-        return Curve(label=key, series=None, points=points)
+        return Curve(label=label or key, series=series, points=points)
 
     # images
 
@@ -186,9 +188,7 @@ class RunView:
         score, truth = pair.score, pair.key[1]
         caption = f"label {pair.image['label']}" if pair.image else ""
         where = f"{score['victim']}, round {score['round']}, image {truth}"
-        return Tile(
-            image=self.images.original(score, truth), caption=caption, detail=f"private: {where}"
-        )
+        return Tile(image=self.images.original(score, truth), caption=caption, detail=where)
 
     def guess(self, pair: Pair | None) -> Tile:
         """An attack's guess at a private image, or an empty place."""
@@ -197,10 +197,11 @@ class RunView:
         if pair.image is None or pair.psnr_db is None:
             return Tile(image=None, caption="failed" if pair.image is None else "no guess")
         image = pair.image
-        labels = f"label {image['label']}, guessed {image['guessed_label']}"
+        guessed = image["guessed_label"]
+        label = "no label guessed" if guessed is None else f"label {guessed}"
         return Tile(
             image=self.images.guess(pair),
             caption=decibels(pair.psnr_db),
             strong=image["recovered"],
-            detail=f"{decibels(pair.psnr_db)}, SSIM {number(image['ssim'])}, {labels}",
+            detail=f"SSIM {number(image['ssim'])}, {label}",
         )

@@ -6,23 +6,26 @@ from fedsim.records import Record
 from fedsim.schemas import Leakage
 
 NOTHING = "\u2013"
+SPACE = "\u00a0"
+"""Between a number and its unit: no line ends there."""
 
 
 def decibels(value: float | None) -> str:
     """Return a PSNR as text."""
-    return NOTHING if value is None else f"{value:.1f} dB"
+    return NOTHING if value is None else f"{value:.1f}{SPACE}dB"
 
 
 def percent(value: float | None) -> str:
     """Return a share as text."""
     if value is None:
         return NOTHING
-    return f"{100 * value:.1f} %".replace(".0 %", " %")
+    return f"{100 * value:.1f}".removesuffix(".0") + f"{SPACE}%"
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """Return a number as text."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    # adding zero turns a rounded -0.0 into 0.0
+    return NOTHING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def tiny(value: float | None) -> str:
@@ -37,10 +40,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NOTHING
     if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+        return f"{seconds:.{2 if seconds < 1 else 1}f}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    parts = (f"{hours} h", f"{minutes:02} min") if hours else (f"{minutes} min", f"{rest:02} s")
+    return " ".join(parts).replace(" ", SPACE)
 
 
 def count(amount: int, one: str, many: str | None = None) -> str:
@@ -75,7 +79,7 @@ def headline(rows: Sequence[Leakage], threat: Record | None) -> str:
     if best is None:
         return _labels_only(rows, threat)
     who = _sentence(adversary(threat, best.threat))
-    limit = f"{best.success_threshold_db:g} dB"
+    limit = f"{best.success_threshold_db:g}{SPACE}dB"
     if best.psnr_db is None:
         failed = count(sum(row.failed for row in rows), "attack")
         return f"{failed} failed and none made a guess; that says nothing about safety."

@@ -1,0 +1,231 @@
+"""Several runs side by side, in one page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from markupsafe import Markup
+
+from fedsim.errors import ConfigError
+from fedsim.records import RunDirectory, replace_bytes
+from fedsim.report.chart import Panel, Spot, over_rounds, scatter
+from fedsim.report.page import NARROW, WIDE
+from fedsim.report.pictures import Row
+from fedsim.report.rendering import both_widths, render
+from fedsim.report.run_view import RunView
+from fedsim.report.wording import count, decibels, percent
+from fedsim.schemas import Leakage
+
+COLUMNS = 4
+"""Images side by side, per run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One of the runs.
+
+    Attributes:
+        view: The run.
+        name: What the page calls it, unlike any other.
+        series: Its number, which is also its colour.
+    """
+
+    view: RunView
+    name: str
+    series: int
+
+    @property
+    def sheet(self) -> list[Row]:
+        """Some of its images."""
+        return self.view.sheet(COLUMNS)
+
+
+def compare(runs: Sequence[RunDirectory], output: Path) -> Path:
+    """Write one page that shows runs side by side; return `output`.
+
+    Each run keeps one colour. Runs that differ in nothing but their seed are also summed up, as
+    mean and sample standard deviation over seeds.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    if not runs:
+        raise ConfigError("compare needs at least one run directory")
+    compared = [
+        Compared(view=RunView(run), name=name, series=series)
+        for series, (run, name) in enumerate(zip(runs, _names(runs), strict=True))
+    ]
+    page = render(
+        "compare.html.j2",
+        runs=compared,
+        headline=_headline(compared),
+        curves=_curves(compared),
+        frontier=_frontier(compared),
+        groups=_seed_groups(compared),
+        differences=_differences(compared),
+    )
+    replace_bytes(output, page.encode())
+    return output
+
+
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    names: list[str] = []
+    for run in runs:
+        same = sum(name == run.name or name.startswith(f"{run.name} (") for name in names)
+        names.append(f"{run.name} ({same + 1})" if same else run.name)
+    return names
+
+
+def _headline(runs: Sequence[Compared]) -> str:
+    best = [row for one in runs if (row := one.view.strongest) is not None]
+    accuracies = [a for one in runs if (a := one.view.utility.accuracy) is not None]
+    if not best:
+        return f"{count(len(runs), 'run')} side by side; none has attacked images."
+    rates = [row.success_rate or 0.0 for row in best]
+    found = f"the strongest attack of each recovered {_range(rates, percent)} of the private images"
+    at = f", at an accuracy of {_range(accuracies, percent)}" if accuracies else ""
+    return f"In {count(len(runs), 'run')}, {found}{at}."
+
+
+def _range(values: Sequence[float], say: Callable[[float], str]) -> str:
+    low, high = say(min(values)), say(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _curves(runs: Sequence[Compared]) -> Markup | None:
+    panels = [
+        Panel(
+            title=f"{attack}: PSNR, dB",
+            unit=" dB",
+            digits=1,
+            height=150,
+            curves=[one.view.curve(attack, one.series, one.name) for one in runs],
+            rules=_rules(runs),
+        )
+        for attack in _attacks(runs)
+    ]
+    accuracy = [one.view.measured("accuracy", one.series, one.name) for one in runs]
+    panels.append(Panel(title="accuracy", curves=accuracy, height=110, digits=3, most=1))
+    label = "PSNR of reconstructions and accuracy over rounds, run by run"
+    wide, narrow = (over_rounds(panels, width=width, label=label) for width in (WIDE, NARROW))
+    return both_widths(wide, narrow) if wide.hovers else None
+
+
+def _attacks(runs: Sequence[Compared]) -> list[str]:
+    """Return the attacks on images of all runs, each once, in order of first appearance."""
+    return list(dict.fromkeys(name for one in runs for _, name in one.view.curve_names))
+
+
+def _rules(runs: Sequence[Compared]) -> dict[str, float]:
+    """Return the data mean as a level, where it is the same level for all runs."""
+    found = [one.view.strongest for one in runs]
+    levels = [row.baseline_psnr_db for row in found if row and row.baseline_psnr_db is not None]
+    if not levels or max(levels) - min(levels) > 0.5:
+        return {}
+    return {f"data mean {decibels(fmean(levels))}": fmean(levels)}
+
+
+def _frontier(runs: Sequence[Compared]) -> Markup | None:
+    spots = [
+        Spot(
+            x=100 * one.view.utility.accuracy,
+            y=row.psnr_db.median,
+            name=row.attack,
+            series=one.series,
+        )
+        for one in runs
+        for row in one.view.leakage
+        if one.view.utility.accuracy is not None and row.psnr_db is not None
+    ]
+    if not spots:
+        return None
+    wide, narrow = (
+        scatter(
+            spots,
+            x_title="accuracy, %",
+            y_title="median PSNR, dB",
+            width=width,
+            height=320,
+            label="Median PSNR of reconstructions against accuracy, a point per run and attack",
+        )
+        for width in (WIDE, NARROW)
+    )
+    return both_widths(wide, narrow)
+
+
+# seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """Mean and sample standard deviation over seeds.
+
+    Attributes:
+        mean: None if no run has a value.
+        std: None for fewer than two values.
+    """
+
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedGroup:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        names: Their names.
+        accuracy: Of the final models.
+        attacks: Per attack: median PSNR and success rate of each run, over seeds.
+    """
+
+    names: Sequence[str]
+    accuracy: OverSeeds
+    attacks: Sequence[tuple[str, OverSeeds, OverSeeds]]
+
+
+def over_seeds(values: Sequence[float | None]) -> OverSeeds:
+    """Return mean and sample standard deviation of what is known."""
+    known = [value for value in values if value is not None]
+    return OverSeeds(
+        mean=fmean(known) if known else None, std=stdev(known) if len(known) > 1 else None
+    )
+
+
+def _seed_groups(runs: Sequence[Compared]) -> list[SeedGroup]:
+    groups: dict[str, list[Compared]] = {}
+    for one in runs:
+        rest = {key: value for key, value in one.view.settings.items() if key != "seed"}
+        groups.setdefault(repr(rest), []).append(one)
+    return [
+        _seed_group(group)
+        for group in groups.values()
+        if len({one.view.settings["seed"] for one in group}) > 1
+    ]
+
+
+def _seed_group(group: Sequence[Compared]) -> SeedGroup:
+    def rows(attack: str) -> list[Leakage]:
+        return [row for one in group for row in one.view.leakage if row.attack == attack]
+
+    return SeedGroup(
+        names=[one.name for one in group],
+        accuracy=over_seeds([one.view.utility.accuracy for one in group]),
+        attacks=[
+            (
+                attack,
+                over_seeds([row.psnr_db.median if row.psnr_db else None for row in rows(attack)]),
+                over_seeds([row.success_rate for row in rows(attack)]),
+            )
+            for attack in _attacks(group)
+        ],
+    )
+
+
+def _differences(runs: Sequence[Compared]) -> list[tuple[str, list[Any]]]:
+    """Return the settings in which the runs differ: (key, value of each run; None if absent)."""
+    keys = dict.fromkeys(key for one in runs for key in one.view.settings)
+    table = [(key, [one.view.settings.get(key) for one in runs]) for key in keys]
+    return [(key, values) for key, values in table if any(v != values[0] for v in values)]
