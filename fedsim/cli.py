@@ -16,9 +16,9 @@ os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import click
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fedsim.errors import ConfigError, FedsimError, RunFailed
 
@@ -97,7 +97,7 @@ def score(run: RunPath, as_json: AsJson = False) -> None:
 def report(run: RunPath) -> None:
     """Write a run's report anew."""
     from fedsim.records import RunDirectory
-    from fedsim.report import build
+    from fedsim.report.page import build
 
     typer.echo(build(RunDirectory.open(run)))
 
@@ -123,10 +123,12 @@ def list_command(
     """Print what there is, with one line each."""
     from fedsim.families import entries
 
-    table = Table.grid(padding=(0, 2))
-    for name, line in entries(family):
-        table.add_row(name, line)
-    Console(highlight=False).print(table)
+    lines = entries(family)
+    if not lines:
+        raise ConfigError(f"there are no {family} in this version")
+    width = max(len(name) for name, _ in lines)
+    for name, line in lines:
+        typer.echo(f"{name:<{width}}  {line}")
 
 
 @app.command()
@@ -165,6 +167,9 @@ def _exit_codes() -> Iterator[None]:
     """Say what went wrong in one message, and end with the code that fits it."""
     try:
         yield
+    except click.UsageError as error:
+        error.show()
+        raise SystemExit(BAD_INPUT) from None
     except RunFailed as error:
         _end(str(error), RUN_FAILED)
     except FedsimError as error:

@@ -17,7 +17,7 @@ from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, RunFailed
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import Record, RunDirectory, digest, read_json, read_tensors
-from fedsim.report import build as build_report
+from fedsim.report.page import build as build_report
 from fedsim.stages.attack import Follower
 from fedsim.stages.prepare import Plan, check, write_plan
 from fedsim.stages.score import score_one

@@ -253,7 +253,7 @@ def test_a_killed_run_resumes_to_the_same_bits(experiment: Path) -> None:
 def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(
     experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, left = Path.write_bytes, iter(range(40))
+    write, left = Path.write_bytes, iter(range(30))
 
     def until_full(self: Path, data: bytes) -> int:
         if "tiny-0001" in str(self) and next(left, None) is None:
@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(
 
     monkeypatch.setattr(Path, "write_bytes", until_full)
     with pytest.raises(RunFailed, match="No space left on device.*its records are kept"):
-        fedsim.run(experiment, overrides=["rounds=100", 'adversary.rounds="all"'])
+        fedsim.run(experiment, overrides=["rounds=12", 'adversary.rounds="all"'])
     monkeypatch.setattr(Path, "write_bytes", write)
 
     run = RunDirectory.open(Path("runs/tiny-0001"))
