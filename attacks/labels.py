@@ -56,7 +56,7 @@ def recover_labels(
         The labels in ascending order, shape (B,), int64.
 
     Raises:
-        AttackFailed: The gradient holds neither, or one example left it zero.
+        AttackFailed: The gradient holds neither, is not finite, or is zero for one example.
     """
     if classifier_bias in gradient and classifier_bias is not None:
         signal = batch_size * gradient[classifier_bias].double()
@@ -68,6 +68,8 @@ def recover_labels(
         raise AttackFailed(
             f"the classifier has {signal.numel()} outputs, expected {num_classes} classes"
         )
+    if not bool(signal.isfinite().all()):
+        raise AttackFailed("the classifier's gradient is not finite")
     if batch_size == 1 and not bool(signal.any()):
         raise AttackFailed("the classifier's gradient is zero: it says nothing about labels")
     return _give_out(signal.tolist(), batch_size).to(signal.device)

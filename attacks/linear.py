@@ -136,7 +136,10 @@ def _heard(name: str, gradient: Tensor | None, visible: Tensor | None) -> tuple[
     if gradient is None:
         raise AttackFailed(f"the gradient of '{name}' was not heard")
     mask = torch.ones_like(gradient, dtype=torch.bool) if visible is None else visible.bool()
-    return torch.where(mask, gradient.double(), 0.0), mask
+    gradient = torch.where(mask, gradient.double(), 0.0)
+    if not bool(gradient.isfinite().all()):
+        raise AttackFailed(f"the gradient of '{name}' is not finite")
+    return gradient, mask
 
 
 def _least_squares(

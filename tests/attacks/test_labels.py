@@ -188,10 +188,11 @@ def test_the_number_of_labels_must_be_known(model: nn.Module, rng: torch.Generat
         LabelRule()(heard({}), Knowledge(model=model, input_shape=(1, 2, 3)), rng=rng)
 
 
-def test_a_zero_gradient_says_nothing() -> None:
-    with pytest.raises(AttackFailed, match="zero"):
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "zero"), (torch.nan, "not finite")])
+def test_a_zero_or_broken_gradient_says_nothing(value: float, reason: str) -> None:
+    with pytest.raises(AttackFailed, match=reason):
         recover_labels(
-            {"b": torch.zeros(3)},
+            {"b": torch.full((3,), value)},
             classifier_weight=None,
             classifier_bias="b",
             batch_size=1,

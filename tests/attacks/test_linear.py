@@ -240,3 +240,12 @@ def test_a_zero_bias_gradient_is_refused(image: Tensor, rng: torch.Generator) ->
 def test_a_layer_that_was_not_heard_is_named(image: Tensor, rng: torch.Generator) -> None:
     with pytest.raises(AttackFailed, match=r"'1\.weight' was not heard"):
         LinearInversion()(heard({}), known_of(build("mlp")), rng=rng)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(image: Tensor, rng: torch.Generator) -> None:
+    model = build("mlp")
+    gradient = gradient_of_batch(model, image, torch.tensor([3]))
+    gradient["1.weight"][0, 0] = torch.inf
+
+    with pytest.raises(AttackFailed, match=r"'1\.weight' is not finite"):
+        LinearInversion()(heard(gradient), known_of(model), rng=rng)

@@ -1,0 +1,134 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from attacks.labels import LabelRule
+from attacks.observation import (
+    Attack,
+    AttackFailed,
+    Budget,
+    Kind,
+    LocalRecipe,
+    Observation,
+    Tensors,
+    gradient_of,
+    only,
+)
+
+SGD = LocalRecipe(learning_rate=0.05)
+
+
+def heard(kind: Kind, update: Tensors, weights: Tensors | None = None) -> Observation:
+    return Observation(
+        round=1, sender="client-0", receiver="server", kind=kind, update=update, weights=weights
+    )
+
+
+def one_step_of_sgd(momentum: float = 0.0) -> tuple[Tensors, Tensors, Tensors]:
+    """Return the weights before, the gradient there, and the weights after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        inputs, labels = torch.rand(2, 4).double(), torch.tensor([0, 2])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+    loss = functional.cross_entropy(model(inputs), labels)
+    gradient = dict(zip(before, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradient[name].clone()
+    optimizer.step()
+    return before, gradient, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_a_gradient_is_what_it_is() -> None:
+    _, gradient, _ = one_step_of_sgd()
+
+    assert gradient_of(heard(Kind.GRADIENT, gradient), None) == gradient
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_delta_after_one_step_is_minus_the_learning_rate_times_the_gradient(
+    momentum: float,
+) -> None:
+    before, gradient, after = one_step_of_sgd(momentum)
+    delta = {name: after[name] - before[name] for name in before}
+
+    torch.testing.assert_close(gradient_of(heard(Kind.DELTA, delta), SGD), dict(gradient))
+
+
+def test_new_weights_carry_the_gradient_to_those_who_heard_the_old_ones() -> None:
+    before, gradient, after = one_step_of_sgd()
+    after = {**after, "running_mean": torch.ones(3)}  # not a parameter, so no gradient
+
+    found = gradient_of(heard(Kind.WEIGHTS, after, before), SGD)
+
+    torch.testing.assert_close(found, dict(gradient))
+
+
+def test_reading_does_not_change_what_was_heard() -> None:
+    update = {"w": torch.ones(3)}
+
+    gradient_of(heard(Kind.DELTA, update), SGD)["w"].zero_()
+
+    assert update["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_new_weights_alone_carry_no_gradient() -> None:
+    with pytest.raises(AttackFailed, match="needs the old ones"):
+        gradient_of(heard(Kind.WEIGHTS, {"w": torch.ones(3)}), SGD)
+
+
+@pytest.mark.parametrize("kind", [Kind.DELTA, Kind.WEIGHTS])
+def test_several_local_steps_are_not_one_gradient(kind: Kind) -> None:
+    recipe = LocalRecipe(num_steps=3, learning_rate=0.05)
+
+    with pytest.raises(AttackFailed, match="sum of 3 local steps"):
+        gradient_of(heard(kind, {"w": torch.ones(3)}, {"w": torch.zeros(3)}), recipe)
+
+
+@pytest.mark.parametrize("recipe", [None, LocalRecipe()])
+def test_a_delta_needs_the_learning_rate(recipe: LocalRecipe | None) -> None:
+    with pytest.raises(AttackFailed, match="grant 'local-recipe'"):
+        gradient_of(heard(Kind.DELTA, {"w": torch.ones(3)}), recipe)
+
+
+@pytest.mark.parametrize("kind", [Kind.CHUNK, Kind.MASKED_SHARE, Kind.AGGREGATE, Kind.SIZES_ONLY])
+def test_other_messages_carry_no_clients_gradient(kind: Kind) -> None:
+    with pytest.raises(AttackFailed, match=f"kind '{kind}'"):
+        gradient_of(heard(kind, {"w": torch.ones(3)}), SGD)
+
+
+def test_only_is_the_one_observation_there_is() -> None:
+    seen = heard(Kind.GRADIENT, {})
+
+    assert only(seen) is seen
+    assert only([seen]) is seen
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_only_refuses_none_and_several(count: int) -> None:
+    with pytest.raises(AttackFailed, match=f"got {count}"):
+        only([heard(Kind.GRADIENT, {})] * count)
+
+
+def test_a_budget_without_a_limit_is_never_spent() -> None:
+    assert not Budget().spent
+
+
+def test_a_budget_is_spent_when_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 10.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    budget = Budget(2.0)
+
+    assert not budget.spent
+    clock = 12.0
+    assert budget.spent
+    assert budget.elapsed == 2.0
+
+
+def test_an_attack_is_recognised_by_its_shape() -> None:
+    assert isinstance(LabelRule(), Attack)
+    assert not isinstance(object(), Attack)
