@@ -22,12 +22,19 @@ def to_png(drawing: Drawing) -> Image.Image:
     sheet = Image.new("RGB", size, PAPER)
     for mark in drawing.marks:
         if isinstance(mark, Area):
-            veil = Image.new("L", size, 0)
-            ImageDraw.Draw(veil).polygon(_scaled(mark.points, scale), fill=36)
-            sheet.paste(COLOURS[mark.colour], mask=veil)
+            _shade(sheet, _scaled(mark.points, scale), COLOURS[mark.colour])
         else:
             _draw(ImageDraw.Draw(sheet), mark, scale)
     return sheet.reduce(_FINER)
+
+
+def _shade(sheet: Image.Image, points: Sequence[Point], colour: str) -> None:
+    """Lay a thin veil over a polygon."""
+    left, top = (math.floor(min(values)) for values in zip(*points, strict=True))
+    right, bottom = (math.ceil(max(values)) for values in zip(*points, strict=True))
+    veil = Image.new("L", (right - left + 1, bottom - top + 1), 0)
+    ImageDraw.Draw(veil).polygon([(x - left, y - top) for x, y in points], fill=36)
+    sheet.paste(colour, (left, top), veil)
 
 
 def _draw(pen: ImageDraw.ImageDraw, mark: Mark, scale: int) -> None:

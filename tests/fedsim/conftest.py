@@ -1,5 +1,6 @@
 """A run directory that looks like a finished run, made without training."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,16 @@ def make_run(tmp_path: Path) -> Make:
     return lambda wanted: make(tmp_path / "runs", wanted)
 
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run that tests copy, and leave alone."""
+    return make(tmp_path_factory.mktemp("made"), MadeRun())
+
+
 @pytest.fixture
-def finished_run(make_run: Make) -> RunDirectory:
+def finished_run(made_once: RunDirectory, tmp_path: Path) -> RunDirectory:
     """A finished run: three rounds, two victims, batches of two, three attacks."""
-    return make_run(MadeRun())
+    return RunDirectory(shutil.copytree(made_once.root, tmp_path / "runs" / made_once.name))
 
 
 def make(parent: Path, wanted: MadeRun) -> RunDirectory:

@@ -1,0 +1,95 @@
+"""Several runs in one page."""
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from fedsim.errors import ConfigError
+from fedsim.report import compare
+from fedsim.report.comparison import over_seeds
+from fedsim.stages.summarize import leakage
+from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.report.test_page import Page
+
+
+def test_runs_of_several_seeds_are_summed_up_over_seeds(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(MadeRun(seed=seed, rounds=2, attacks=("dlg",))) for seed in (0, 1, 2)]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    medians = [row.psnr_db.median for run in runs for row in leakage(run.scores()) if row.psnr_db]
+    assert f"{fmean(medians):.1f} ± {stdev(medians):.1f} dB" in page.text
+    assert "digits-0001, digits-0002, digits-0003" in page.text
+
+
+def test_only_what_differs_is_listed(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(MadeRun(batch_size=size, rounds=1)) for size in (1, 2)]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    assert page.open == []
+    assert "training.batch_size" in page.text
+    assert "training.learning_rate" not in page.text
+    assert "Over seeds" not in page.text
+
+
+def test_every_run_and_attack_has_a_row_and_every_run_a_gallery(
+    make_run: Make, tmp_path: Path
+) -> None:
+    runs = [make_run(MadeRun(rounds=2)), make_run(MadeRun(name="other", rounds=2, failing=(1, 2)))]
+
+    page = Page(compare(runs, tmp_path / "deep" / "compare.html").read_text())
+
+    for text in (
+        "digits-0001",
+        "other-0001",
+        "dlg",
+        "IG",
+        "labels-only",
+        "Utility against leakage",
+    ):
+        assert text in page.text
+    assert "No attack has guessed an image." in page.text
+    assert len(page.all("svg")) == 4
+    assert len(page.all("img")) == 3 * 4
+
+
+def test_an_oracle_is_marked_beside_its_run(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(MadeRun(rounds=1)), make_run(MadeRun(rounds=1, grants='"labels"'))]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    assert "Oracle." in page.text
+    assert "digits-0002 (oracle)" in page.text
+    assert "digits-0001 (oracle)" not in page.text
+
+
+def test_runs_of_one_name_are_told_apart(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(MadeRun(rounds=1))
+
+    page = Page(compare([run, run], tmp_path / "compare.html").read_text())
+
+    assert "digits-0001 (2)" in page.text
+    assert "Nothing: their settings are equal." in page.text
+
+
+@pytest.mark.parametrize(
+    "wanted", [MadeRun(rounds=0, summed_up=False), MadeRun(attacks=("labels-only",), rounds=1)]
+)
+def test_a_comparison_makes_do_with_what_there_is(
+    make_run: Make, tmp_path: Path, wanted: MadeRun
+) -> None:
+    page = Page(compare([make_run(wanted)], tmp_path / "compare.html").read_text())
+
+    assert page.open == []
+
+
+def test_nothing_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one run"):
+        compare([], tmp_path / "compare.html")
+
+
+def test_one_value_has_a_mean_and_no_deviation() -> None:
+    assert (over_seeds([2.0, None]).mean, over_seeds([2.0]).std) == (2.0, None)
+    assert over_seeds([None]).mean is None

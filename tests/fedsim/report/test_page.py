@@ -1,0 +1,215 @@
+"""The report of one run: whole, alone, harmless, and honest about what is missing."""
+
+import getpass
+import hashlib
+import re
+import socket
+from base64 import b64encode
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedsim.records import RunDirectory
+from fedsim.report import build
+from tests.fedsim.conftest import MadeRun, Make
+
+VOID = {"meta", "img", "input", "br"}
+
+
+class Page(HTMLParser):
+    """Reads a page: its elements, its text, and whether all that was opened is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        self.text = re.sub(r"\s+", " ", self.text.replace("\u00a0", " "))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        """Attributes of every such element."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(run: RunDirectory) -> Page:
+    """Build and read a report; every element must be closed."""
+    page = Page(build(run).read_text())
+    assert page.open == []
+    return page
+
+
+def test_the_report_says_what_was_found_assumed_and_measured(finished_run: RunDirectory) -> None:
+    page = page_of(finished_run)
+
+    assert "The curious server recovered" in page.text
+    assert "hears the weights in force when the update was computed" in page.text
+    assert "nearest public image" in page.text
+    assert "accuracy" in page.text
+    assert f"{100 * finished_run.rounds()[-1]['accuracy']:.1f} %" in page.text
+    for name in ("best", "median", "worst", "step 0", "torch", "2.15.0", "training.batch_size"):
+        assert name in page.text
+    assert "round 1, client 2: 'w' holds NaN or infinity" in page.text
+    assert len(page.all("svg")) == 2  # the chart, for wide and for narrow screens
+
+
+def test_the_page_stands_alone_and_runs_nothing(finished_run: RunDirectory) -> None:
+    page = page_of(finished_run)
+
+    (policy,) = [one["content"] for one in page.all("meta") if "http-equiv" in one]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+        assert "href" not in attributes
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
+
+
+def test_the_policy_allows_the_style_sheet_that_is_there(finished_run: RunDirectory) -> None:
+    text = build(finished_run).read_text()
+
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    sha256 = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"sha256-{sha256}" in text
+
+
+def test_text_of_a_run_cannot_become_markup(make_run: Make) -> None:
+    run = make_run(MadeRun(rounds=2, failing=(2,)))
+    run.append_event("<i>kind", "<img src=x onerror=alert(1)>")
+
+    page = page_of(run)
+
+    assert "<script>alert(1)</script>" in page.text
+    assert "two labels & one <row>" in page.text
+    assert "<img src=x onerror=alert(1)>" in page.text
+
+
+def test_the_page_names_no_person_machine_or_folder(finished_run: RunDirectory) -> None:
+    finished_run.append_event("run-failed", f"cannot write '{finished_run.root / 'x.json'}'")
+
+    text = build(finished_run).read_text()
+
+    assert "\u2026/x.json" in text
+    assert str(finished_run.root.parent) not in text
+    assert str(Path.home()) not in text
+    assert "somebody" not in text
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert len(name) < 5 or name not in text
+
+
+def test_building_again_gives_the_same_bytes(finished_run: RunDirectory) -> None:
+    first = build(finished_run).read_bytes()
+    pictures = {path.name: path.read_bytes() for path in finished_run.pictures.iterdir()}
+
+    again = build(finished_run).read_bytes()
+
+    assert first == again
+    assert pictures == {path.name: path.read_bytes() for path in finished_run.pictures.iterdir()}
+
+
+def test_pictures_lie_beside_the_page(finished_run: RunDirectory) -> None:
+    (finished_run.pictures).mkdir()
+    (finished_run.pictures / "gallery-removed.png").write_bytes(b"old")
+
+    build(finished_run)
+
+    names = {path.name for path in finished_run.pictures.iterdir()}
+    expected = {"gallery-IG.png", "gallery-dlg.png", "steps-IG.png", "steps-dlg.png"}
+    assert names == expected | {"gallery.png", "curve.png"}
+    for path in finished_run.pictures.iterdir():
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert picture.width > 300
+
+
+def test_an_oracle_is_marked_on_the_page_and_in_the_chart(make_run: Make) -> None:
+    page = page_of(make_run(MadeRun(grants='"labels"')))
+
+    assert "Oracle. This adversary is told the private labels" in page.text
+    assert "told the private labels (an oracle), recovered" in page.text
+    assert page.text.count("PSNR, dB (oracle: an upper bound)") == 2
+    assert "dlg (oracle)" in page.text
+
+
+def test_without_an_oracle_nobody_is_called_one(finished_run: RunDirectory) -> None:
+    assert "oracle" not in page_of(finished_run).text.lower()
+
+
+def test_failed_attacks_are_listed_with_their_reasons(make_run: Make) -> None:
+    page = page_of(make_run(MadeRun(rounds=2, failing=(1, 2))))
+
+    assert "that says nothing about safety" in page.text
+    assert "Attacks that failed or did not finish" in page.text
+    assert page.text.count("two labels & one <row>") == 12
+    assert "No attack has guessed an image." in page.text
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        MadeRun(rounds=0, summed_up=False),
+        MadeRun(rounds=2, summed_up=False),
+        MadeRun(victims=()),
+        MadeRun(attacks=()),
+        MadeRun(attacks=("labels-only",)),
+        MadeRun(rounds=1, victims=(0,), batch_size=1, attacks=("dlg",)),
+        MadeRun(rounds=2, failing=(2,)),
+    ],
+    ids=["started", "killed", "unheard", "unattacked", "labels", "single", "half-failed"],
+)
+def test_a_report_makes_do_with_what_there_is(make_run: Make, wanted: MadeRun) -> None:
+    page_of(make_run(wanted))
+
+
+def test_a_report_makes_do_without_any_document_but_the_experiment(
+    finished_run: RunDirectory,
+) -> None:
+    names = ("threat.json", "environment.json", "summary.json", "rounds.jsonl", "events.jsonl")
+    for name in names:
+        (finished_run.root / name).unlink()
+
+    page = page_of(finished_run)
+
+    assert "this run does not record what it was granted" in page.text
+    assert len(page.all("svg")) == 2
+
+
+def test_a_run_without_evaluation_has_leakage_alone(finished_run: RunDirectory) -> None:
+    rounds = [{"round": record["round"], "accuracy": None} for record in finished_run.rounds()]
+    finished_run.rewrite_log("rounds", rounds)
+
+    page = page_of(finished_run)
+
+    assert "not evaluated" in page.text
+    assert len(page.all("svg")) == 2
+
+
+def test_a_run_whose_truth_was_taken_out_still_has_a_report(finished_run: RunDirectory) -> None:
+    for path in (finished_run.root / "truth").iterdir():
+        path.unlink()
+
+    assert page_of(finished_run).all("img")
+
+
+def test_an_interrupted_run_says_so(make_run: Make) -> None:
+    assert "Not finished." in page_of(make_run(MadeRun(summed_up=False))).text
