@@ -78,6 +78,58 @@ class Threat(Document):
     """All that it is granted."""
 
 
+class ModelName(Document):
+    """An architecture."""
+
+    name: str
+    """As experiments name it."""
+    options: dict[str, Any]
+    """Its settings."""
+
+
+class Recipe(Document):
+    """How clients train."""
+
+    num_steps: Count
+    """Optimizer steps per round, the most that any client takes."""
+    learning_rate: float | None
+    """Of local SGD; null where clients send gradients."""
+    momentum: float
+    """Of local SGD."""
+    num_epochs: Count
+    """Passes over the local data in a round."""
+    train_mode: bool
+    """Whether layers run in training mode."""
+
+
+class KnowledgeRecord(Document):
+    """`knowledge.json`: what attacks are told; a key is there only if the threat grants it."""
+
+    model: ModelName | None = None
+    """The architecture."""
+    loss: str | None = None
+    """Training loss."""
+    num_classes: Count | None = None
+    """Width of the model's output."""
+    input_shape: list[int] | None = None
+    """Shape of one input, [C, H, W]."""
+    input_range: tuple[float, float] | None = None
+    """Lowest and highest value of an input."""
+    batch_size: Count | None = None
+    """Of the experiment; a message that announces its number of examples overrules it."""
+    recipe: Recipe | None = None
+    """How clients train."""
+    labels: Literal["oracle"] | None = None
+    """Whether private labels are told; they lie in `oracle/`."""
+
+
+class OracleLabels(Document):
+    """`oracle/round-RRRRR-CLIENT.json`: private labels, where the threat grants them."""
+
+    labels: list[int]
+    """In the order of the private batch."""
+
+
 class Round(Document):
     """A line of `rounds.jsonl`; of several lines for one round the last one counts."""
 
@@ -259,7 +311,7 @@ class Score(Document):
     success_threshold_db: float
     """PSNR from which an image counts as recovered."""
     baselines: Baselines
-    """What guessing without the update achieves."""
+    """Three guesses that need no attack."""
     matching_loss: float | None
     """What the attacker saw."""
     steps: Count
@@ -389,7 +441,7 @@ class Summary(Document):
     views_sha256: Sha256
     """Digest of everything the adversary heard."""
     utility: Utility
-    """What the federation achieved."""
+    """Accuracy and loss of the model."""
     leakage: list[Leakage]
     """A row per attack, threat and defense, in order of name."""
     failed_attacks: Count
@@ -399,12 +451,14 @@ class Summary(Document):
     unscored_attacks: Count
     """Attacks whose truth is not there."""
     seconds: Timing
-    """Wall time."""
+    """Wall time of the run."""
 
 
 DOCUMENTS: dict[str, type[Document]] = {
     "environment": Environment,
     "threat": Threat,
+    "knowledge": KnowledgeRecord,
+    "oracle": OracleLabels,
     "round": Round,
     "event": Event,
     "observation": ObservationRecord,
