@@ -10,6 +10,7 @@ because errors of the layers above reach it least, and its forward pass for the 
 systems are solved by conjugate gradients; errors are followed from layer to layer.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from attacks.observation import (
     Tensors,
     gradient_of,
     only,
+    require_one_step,
 )
 from attacks.threats import Capability
 
@@ -128,7 +130,10 @@ def peel(
             leave too much open.
     """
     traced = trace(model, input_shape)
-    _check(traced, gradient)
+    if not bool(traced.outputs.isfinite().all()):
+        raise AttackFailed("the model's output is not finite with the weights in force")
+    check_chain(traced)
+    _check_gradient(traced, gradient)
     head = traced.layers[-1]
     logits_delta = gradient[head.parameter("bias")].double()
     labels = recover_labels(
@@ -161,10 +166,12 @@ def peel(
     return Peeled(inputs=inputs[None].to(traced.inputs.dtype), labels=labels, notes=notes)
 
 
-def _check(traced: Trace, gradient: Tensors) -> None:
-    """Refuse what cannot be peeled, before any work is done."""
-    if not bool(traced.outputs.isfinite().all()):
-        raise AttackFailed("the model's output is not finite with the weights in force")
+def check_chain(traced: Trace) -> None:
+    """Refuse a model that is no chain of layers that can be undone, ending in a classifier.
+
+    Raises:
+        AttackFailed: It is not; the message names the layer.
+    """
     reason = traced.break_in_chain()
     if reason is not None:
         raise AttackFailed(f"the model is not a chain of layers: {reason}")
@@ -172,17 +179,22 @@ def _check(traced: Trace, gradient: Tensors) -> None:
         reason = _obstacle(layer)
         if reason is not None:
             raise AttackFailed(f"layer '{layer.name}' ({layer.kind}) cannot be undone: {reason}")
-        for name, _ in layer.module.named_parameters():
-            if layer.parameter(name) not in gradient:
-                raise AttackFailed(f"the gradient of '{layer.parameter(name)}' was not heard")
-            if not bool(gradient[layer.parameter(name)].isfinite().all()):
-                raise AttackFailed(f"the gradient of '{layer.parameter(name)}' is not finite")
     head = traced.layers[-1]
     if not isinstance(head.module, nn.Linear) or head.module.bias is None:
         raise AttackFailed(
             f"the last layer, '{head.name}' ({head.kind}), must be linear with a bias: "
             "its gradient is the error at the logits"
         )
+
+
+def _check_gradient(traced: Trace, gradient: Tensors) -> None:
+    """Refuse a gradient that leaves out or spoils a layer."""
+    for layer in traced.layers:
+        for name, _ in layer.module.named_parameters():
+            if layer.parameter(name) not in gradient:
+                raise AttackFailed(f"the gradient of '{layer.parameter(name)}' was not heard")
+            if not bool(gradient[layer.parameter(name)].isfinite().all()):
+                raise AttackFailed(f"the gradient of '{layer.parameter(name)}' is not finite")
 
 
 def _obstacle(layer: Layer) -> str | None:
@@ -364,6 +376,13 @@ class ClosedForm:
             }
         )
 
+    def check(self, known: Knowledge) -> None:
+        """Refuse several steps, several images, and models that are no chain to be undone."""
+        require_one_step(known.recipe)
+        _require_one_image(known)
+        model, input_shape = known_architecture(known)
+        check_chain(trace(copy.deepcopy(model).eval(), input_shape))
+
     def __call__(
         self,
         seen: Observation | Sequence[Observation],
@@ -385,8 +404,7 @@ class ClosedForm:
         start = time.monotonic()
         seen = only(seen)
         model, input_shape = known_architecture(known)
-        if known.batch_size != 1:
-            raise AttackFailed(f"the closed form is for one image, not {known.batch_size}")
+        _require_one_image(known)
         if seen.weights is None:
             raise AttackFailed("the closed form needs the weights in force; none heard")
         if not all_visible(seen.visible, *seen.update):
@@ -403,6 +421,11 @@ class ClosedForm:
             seconds=time.monotonic() - start,
             notes=peeled.notes,
         )
+
+
+def _require_one_image(known: Knowledge) -> None:
+    if known.batch_size != 1:
+        raise AttackFailed(f"the closed form is for one image, not {known.batch_size}")
 
 
 def _mismatch(model: nn.Module, loss: Loss, peeled: Peeled, gradient: Tensors) -> float:

@@ -27,6 +27,7 @@ from attacks.observation import (
     Tensors,
     gradient_of,
     only,
+    require_one_step,
 )
 from attacks.threats import Capability
 
@@ -143,6 +144,11 @@ class LabelRule:
         """The architecture and how many labels there are."""
         return frozenset({Capability.ARCHITECTURE, Capability.BATCH_SIZE})
 
+    def check(self, known: Knowledge) -> None:
+        """Refuse several steps, and models whose logits no linear layer gives."""
+        require_one_step(known.recipe)
+        _counted(known)
+
     def __call__(
         self,
         seen: Observation | Sequence[Observation],
@@ -158,18 +164,24 @@ class LabelRule:
         """
         start = time.monotonic()
         seen = only(seen)
-        model, input_shape = known_architecture(known)
-        if known.batch_size is None:
-            raise AttackFailed("counting labels needs their number; grant 'batch-size'")
-        traced = trace(model, input_shape)
-        if traced.classifier() is None:
-            raise AttackFailed("no linear layer of this model gives the logits")
+        traced, batch_size = _counted(known)
         labels = read_labels(
             gradient_of(seen, known.recipe),
             traced,
             visible=seen.visible,
-            batch_size=known.batch_size,
+            batch_size=batch_size,
         )
         if labels is None:
             raise AttackFailed("the classifier's gradient was not heard completely")
         return Reconstruction(inputs=None, labels=labels, seconds=time.monotonic() - start)
+
+
+def _counted(known: Knowledge) -> tuple[Trace, int]:
+    """Return the model's trace and the number of labels to count."""
+    model, input_shape = known_architecture(known)
+    if known.batch_size is None:
+        raise AttackFailed("counting labels needs their number; grant 'batch-size'")
+    traced = trace(model, input_shape)
+    if traced.classifier() is None:
+        raise AttackFailed("no linear layer of this model gives the logits")
+    return traced, known.batch_size

@@ -33,6 +33,7 @@ from attacks.observation import (
     Reconstruction,
     gradient_of,
     only,
+    require_one_step,
 )
 from attacks.threats import Capability
 
@@ -45,6 +46,11 @@ class LinearInversion:
     def needs(self) -> frozenset[Capability]:
         """The architecture, the inputs' shape and range, and that there is one; no weights."""
         return frozenset({Capability.ARCHITECTURE, Capability.INPUT_DOMAIN, Capability.BATCH_SIZE})
+
+    def check(self, known: Knowledge) -> None:
+        """Refuse several steps, several examples, and models whose linear layers see no input."""
+        require_one_step(known.recipe)
+        _target(known)
 
     def __call__(
         self,
@@ -70,20 +76,14 @@ class LinearInversion:
         """
         start = time.monotonic()
         seen = only(seen)
-        model, input_shape = known_architecture(known)
-        if known.batch_size != 1:
-            raise AttackFailed(
-                f"every row mixes the {known.batch_size} examples of the batch; "
-                "reading one off needs batch_size = 1"
-            )
         gradient = gradient_of(seen, known.recipe)
-        traced = trace(model, input_shape)
-        layer, normaliser = layer_that_sees_the_input(traced)
+        traced, layer, normaliser = _target(known)
         weight, bias = (
             _heard(name, gradient.get(name), (seen.visible or {}).get(name))
             for name in (layer.parameter("weight"), layer.parameter("bias"))
         )
         flat, error, known_pixels = _least_squares(*weight, *bias, name=layer.name)
+        input_shape = traced.inputs.shape[1:]
         image, error = flat.view(input_shape), error.view(input_shape)
         if normaliser is not None:
             mean, std = (constant.to(image) for constant in normaliser)
@@ -101,6 +101,18 @@ class LinearInversion:
                 "unseen": float((~known_pixels).sum()),
             },
         )
+
+
+def _target(known: Knowledge) -> tuple[Trace, Layer, tuple[Tensor, Tensor] | None]:
+    """Return the model's trace, and the layer to read the image off as below."""
+    model, input_shape = known_architecture(known)
+    if known.batch_size != 1:
+        raise AttackFailed(
+            f"every row mixes the {known.batch_size} examples of the batch; "
+            "reading one off needs batch_size = 1"
+        )
+    traced = trace(model, input_shape)
+    return (traced, *layer_that_sees_the_input(traced))
 
 
 def layer_that_sees_the_input(traced: Trace) -> tuple[Layer, tuple[Tensor, Tensor] | None]:

@@ -187,6 +187,16 @@ class Attack(Protocol):
     def needs(self) -> frozenset[Capability]:
         """The capabilities without which this attack, with these settings, cannot run."""
 
+    def check(self, known: Knowledge) -> None:
+        """Refuse, before anything is heard, what could never be inverted.
+
+        Args:
+            known: What will be granted, as far as it is the same for all messages.
+
+        Raises:
+            AttackFailed: No observation could be inverted with this knowledge.
+        """
+
     def __call__(
         self,
         seen: Observation | Sequence[Observation],
@@ -221,6 +231,18 @@ def only(seen: Observation | Sequence[Observation]) -> Observation:
     return seen[0]
 
 
+def require_one_step(recipe: LocalRecipe | None) -> None:
+    """Refuse updates that are known to be more than one gradient.
+
+    Raises:
+        AttackFailed: Clients take several steps before they send.
+    """
+    if recipe is not None and recipe.num_steps != 1:
+        raise AttackFailed(
+            f"an update is the sum of up to {recipe.num_steps} local steps, not one gradient"
+        )
+
+
 def gradient_of(seen: Observation, recipe: LocalRecipe | None) -> dict[str, Tensor]:
     """Return the mean-loss gradient that `seen` carries, by parameter name.
 
@@ -240,10 +262,7 @@ def gradient_of(seen: Observation, recipe: LocalRecipe | None) -> dict[str, Tens
             f"reading a gradient from '{seen.kind}' needs the client's learning rate; "
             "grant 'local-recipe'"
         )
-    if recipe.num_steps != 1:
-        raise AttackFailed(
-            f"the update is the sum of {recipe.num_steps} local steps, not one gradient"
-        )
+    require_one_step(recipe)
     if seen.kind is Kind.DELTA:
         return {name: delta / -recipe.learning_rate for name, delta in seen.update.items()}
     if seen.weights is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fedsim
-from attacks.observation import AttackFailed, Knowledge
+from attacks.observation import Attack, AttackFailed, Knowledge
 from attacks.threats import Capability, ThreatModel
 from fedsim.attacking import build_attack
 from fedsim.catalog import nearest
@@ -61,6 +61,11 @@ def check(experiment: Experiment) -> Plan:
     threat = threat_of(experiment)
     attacks = {config.title: build_attack(config) for config in experiment.attacks}
     for title, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise ConfigError(
+                f"attack '{title}' is no attack: {type(attack).__name__} must have `needs`, "
+                "`check` and `__call__`, as attacks.observation.Attack says"
+            )
         if missing := threat.missing(attack.needs):
             lacks = ", ".join(f"'{capability}'" for capability in missing)
             raise ConfigError(
@@ -85,13 +90,10 @@ def check(experiment: Experiment) -> Plan:
     return plan
 
 
-def _refuse_hopeless(title: str, attack: object, known: Knowledge) -> None:
-    """Ask the attack, if it can tell, whether it could ever work on such an experiment."""
-    inspect = getattr(attack, "check", None)
-    if inspect is None:
-        return
+def _refuse_hopeless(title: str, attack: Attack, known: Knowledge) -> None:
+    """Ask the attack whether it could ever work on such an experiment."""
     try:
-        inspect(known)
+        attack.check(known)
     except AttackFailed as failed:
         raise ConfigError(f"attack '{title}' cannot work here: {failed}") from failed
 

@@ -33,6 +33,9 @@ class Noise:
 
     needs = frozenset({Capability.INPUT_DOMAIN})
 
+    def check(self, known):
+        pass
+
     def __call__(self, seen, known, *, rng, budget=None):
         shape = (only(seen).num_examples, *known.input_shape)
         return Reconstruction(
@@ -48,6 +51,9 @@ class Crash:
 
     needs = frozenset()
 
+    def check(self, known):
+        pass
+
     def __call__(self, seen, known, *, rng, budget=None):
         return 1 / 0
 
@@ -58,6 +64,9 @@ class GivesUp:
 
     needs = frozenset()
 
+    def check(self, known):
+        pass
+
     def __call__(self, seen, known, *, rng, budget=None):
         raise AttackFailed("nothing to see")
 
@@ -67,6 +76,9 @@ class Greedy:
     """Need what no threat model grants by default."""
 
     needs = frozenset({Capability.LABELS})
+
+    def check(self, known):
+        pass
 
     def __call__(self, seen, known, *, rng, budget=None):
         return Reconstruction(inputs=None, labels=known.labels)
@@ -178,6 +190,18 @@ def test_an_oracle_is_told_the_labels_only_where_they_are_granted(experiment: Pa
 
     assert result.summary["leakage"][0]["label_accuracy"] == 1.0
     assert result.summary["leakage"][0]["threat"] == "curious-server+labels"
+
+
+def test_what_could_never_work_is_refused_before_the_run(experiment: Path) -> None:
+    exact = ["attacks.noise.name=linear"]
+    with pytest.raises(ConfigError, match=r"'noise' cannot work here: .* needs batch_size = 1"):
+        fedsim.run(experiment, overrides=exact)
+    fedavg = ["attacks.noise.name=label", "training.algorithm=fedavg"]
+    with pytest.raises(ConfigError, match="sum of up to 240 local steps, not one gradient"):
+        fedsim.run(experiment, overrides=fedavg)
+    with pytest.raises(ConfigError, match="'noise' is no attack: Formatter must have"):
+        fedsim.run(experiment, overrides=["attacks.noise.name=string:Formatter"])
+    assert not Path("runs").exists()
 
 
 def test_failed_attacks_are_results_beside_the_others(experiment: Path) -> None:
