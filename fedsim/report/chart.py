@@ -297,12 +297,23 @@ def scatter(
         ]
     marks += [_text((across(tick), height - 24), f"{tick:g}", "middle") for tick in x_ticks]
     marks.append(_text((width - _RIGHT, height - 6), x_title, "end", colour="ink"))
-    for spot in spots:
+    taken: list[Point] = []
+    for spot in sorted(spots, key=lambda spot: -spot.y):
         at, colour = (across(spot.x), down(spot.y)), f"c{spot.series % NUM_COLOURS}"
         marks.append(Dot(at=at, radius=5, colour=colour, series=spot.series))
-        beside = (at[0] + 9, at[1] + 4)
+        beside = _free((at[0] + 9, at[1] + 4), taken)
+        taken.append(beside)
         marks.append(Text(at=beside, text=spot.name, colour="ink", series=spot.series))
     return Drawing(width=width, height=height, label=label, marks=marks)
+
+
+def _free(at: Point, taken: Sequence[Point]) -> Point:
+    """Return a place for a name at or below `at`, clear of those already taken from the top."""
+    x, y = at
+    for other_x, other_y in taken:
+        if abs(other_x - x) < 60 and y < other_y + 13:
+            y = other_y + 13
+    return x, y
 
 
 def _text(

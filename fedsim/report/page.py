@@ -45,7 +45,7 @@ def build(run: RunDirectory) -> Path:
         sheet=view.sheet(MOST_COLUMNS),
         sections=sections,
         withheld=_withheld(view),
-        trouble=[score for score in view.scores if score["status"] != "done"],
+        trouble=_trouble(view.scores),
         lines=[_line(score) for score in view.scores[:MOST_LINES]],
         most=MOST_LINES,
     )
@@ -111,6 +111,45 @@ def _withheld(view: RunView) -> list[Record]:
         for capability in Capability
         if capability not in granted
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Attacks that ended in the same way, for the same reason.
+
+    Attributes:
+        attack: Its label.
+        status: How they ended.
+        reason: Why, if it is known.
+        rounds: Their rounds, each once.
+        updates: Their number.
+    """
+
+    attack: str
+    status: str
+    reason: str | None
+    rounds: Sequence[int]
+    updates: int
+
+
+def _trouble(scores: Sequence[Record]) -> list[Trouble]:
+    """Return what did not end well, most frequent first."""
+    groups: dict[tuple[str, str, str | None], list[int]] = {}
+    for score in scores:
+        if score["status"] != "done":
+            key = (score["attack"], score["status"], score["reason"])
+            groups.setdefault(key, []).append(score["round"])
+    found = [
+        Trouble(
+            attack=attack,
+            status=status,
+            reason=reason,
+            rounds=sorted(set(rounds)),
+            updates=len(rounds),
+        )
+        for (attack, status, reason), rounds in groups.items()
+    ]
+    return sorted(found, key=lambda one: (-one.updates, one.attack, one.status, one.reason or ""))
 
 
 def _line(score: Record) -> Record:

@@ -118,11 +118,21 @@ def test_a_legend_names_the_curves() -> None:
     assert "dlg" in [mark.text for mark in drawing.marks if isinstance(mark, Text)]
 
 
-def test_points_of_two_measures_lie_inside_and_in_order() -> None:
+def test_points_of_two_measures_lie_inside_and_where_they_belong() -> None:
     spots = [Spot(x=80, y=10, name="a", series=0), Spot(x=90, y=30, name="b", series=1)]
 
     drawing = scatter(spots, x_title="x", y_title="y", width=500, height=300, label="")
 
-    (ax, ay), (bx, by) = [mark.at for mark in drawing.marks if isinstance(mark, Dot)]
+    (bx, by), (ax, ay) = [mark.at for mark in drawing.marks if isinstance(mark, Dot)]
     assert 0 < ax < bx < 500
     assert 300 > ay > by > 0
+
+
+def test_names_of_points_in_one_place_do_not_cover_each_other() -> None:
+    spots = [Spot(x=80, y=10, name=name, series=0) for name in "abc"]
+
+    drawing = scatter(spots, x_title="", y_title="", width=500, height=300, label="")
+
+    names = [mark for mark in drawing.marks if isinstance(mark, Text) and mark.series == 0]
+    heights = sorted(mark.at[1] for mark in names)
+    assert all(b - a >= 12 for a, b in itertools.pairwise(heights))  # the height of a line
