@@ -22,9 +22,11 @@ from fedsim.wire import to_record, to_tensors
 def save(run: RunDirectory, server_round: int, arrays: ArrayRecord, strategy: Strategy) -> None:
     """Write the state after `server_round`; the file appears whole."""
     memory, shapes = _memory(strategy)
-    tensors = {f"weights/{name}": tensor for name, tensor in to_tensors(arrays).items()}
+    tensors = {f"weights/{name}": tensor for name, tensor in to_tensors(arrays).items()} | memory
     metadata = {"round": str(server_round), "strategy": json.dumps(shapes)}
-    replace_tensors(run.checkpoint, tensors | memory, metadata)
+    # strategies pair arrays by place, and the file has an order of its own
+    metadata["order"] = json.dumps(list(tensors))
+    replace_tensors(run.checkpoint, tensors, metadata)
 
 
 def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | None:
@@ -37,7 +39,8 @@ def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | 
     """
     if not run.checkpoint.is_file():
         return None
-    tensors, metadata = read_tensors(run.checkpoint)
+    stored, metadata = read_tensors(run.checkpoint)
+    tensors = {name: stored[name] for name in json.loads(metadata["order"])}
     shapes: dict[str, str | list[str]] = json.loads(metadata["strategy"])
     for attribute, shape in shapes.items():
         if not hasattr(strategy, attribute):
@@ -84,11 +87,16 @@ def _take(value: object) -> tuple[str, dict[str, np.ndarray]] | None:
         return "record", {name: array.numpy() for name, array in value.items()}
     if isinstance(value, np.ndarray):
         return "array", {"": value}
-    if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+    # arithmetic turns an array without dimensions into a scalar of numpy's
+    if isinstance(value, dict) and value and all(map(_is_array, value.values())):
         return "dict", value
-    if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+    if isinstance(value, list) and value and all(map(_is_array, value)):
         return "list", {f"{index:06d}": array for index, array in enumerate(value)}
     return None
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray | np.generic)
 
 
 def _rebuild(parts: dict[str, Tensor], shape: object) -> object:
@@ -99,4 +107,4 @@ def _rebuild(parts: dict[str, Tensor], shape: object) -> object:
         return arrays[""]
     if shape == "dict":
         return arrays
-    return [arrays[name] for name in sorted(arrays)]
+    return list(arrays.values())

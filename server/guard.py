@@ -1,5 +1,6 @@
 """A strategy's doorman: checks replies, puts them in order, and speaks the strategy's language."""
 
+import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -132,6 +133,7 @@ class Guarded(Strategy):
         self.tally.clients = [client for client, _ in accepted]
         if not accepted:
             return None, None
+        gc.freeze()  # some strategies of Flower's collect garbage once per array: spare the rest
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, [m for _, m in accepted])
             arrays = self._as_sent(arrays)
@@ -140,6 +142,8 @@ class Guarded(Strategy):
                 f"round {server_round}: {type(self.inner).__name__} failed on "
                 f"{len(accepted)} sound replies: {type(error).__name__}: {error}"
             ) from error
+        finally:
+            gc.unfreeze()
         if arrays is not None and not all(
             torch.isfinite(tensor).all() for tensor in to_tensors(arrays).values()
         ):
