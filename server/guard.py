@@ -116,8 +116,8 @@ class Guarded(Strategy):
         Raises:
             RunFailed: `inner` failed on replies that are sound, or its result is not finite.
         """
-        accepted: list[tuple[int, Message]] = []
-        for reply in replies:
+        accepted: list[Message] = []
+        for reply in sorted(replies, key=self.client):
             client = self.client(reply)
             try:
                 update = self.exchange.read(reply)
@@ -128,14 +128,13 @@ class Guarded(Strategy):
                 continue
             reply.content = self._translate(update)
             self.tally.bytes_up += update.num_bytes
-            accepted.append((client, reply))
-        accepted.sort(key=lambda pair: pair[0])
-        self.tally.clients = [client for client, _ in accepted]
+            self.tally.clients.append(client)
+            accepted.append(reply)
         if not accepted:
             return None, None
         gc.freeze()  # some strategies of Flower's collect garbage once per array: spare the rest
         try:
-            arrays, metrics = self.inner.aggregate_train(server_round, [m for _, m in accepted])
+            arrays, metrics = self.inner.aggregate_train(server_round, accepted)
             arrays = self._as_sent(arrays)
         except Exception as error:
             raise RunFailed(
@@ -190,23 +189,19 @@ class Guarded(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Check and order the replies, then let `inner` aggregate them."""
-        accepted: list[tuple[int, Message]] = []
-        for reply in replies:
-            client = self.client(reply)
+        accepted: list[Message] = []
+        for reply in sorted(replies, key=self.client):
             try:
                 if reply.has_error():
                     raise BadReply(reply.error.reason or f"error code {reply.error.code}")
                 values = read_metrics(reply.content)
             except BadReply as bad:
-                self.on_event("evaluation-rejected", str(bad), client)
+                self.on_event("evaluation-rejected", str(bad), self.client(reply))
                 continue
             values[NUM_EXAMPLES] = int(values[NUM_EXAMPLES])
             reply.content = RecordDict({METRICS: MetricRecord(dict(values))})
-            accepted.append((client, reply))
-        if not accepted:
-            return None
-        accepted.sort(key=lambda pair: pair[0])
-        return self.inner.aggregate_evaluate(server_round, [message for _, message in accepted])
+            accepted.append(reply)
+        return self.inner.aggregate_evaluate(server_round, accepted) if accepted else None
 
     def summary(self) -> None:
         """Leave it to `inner`."""

@@ -183,12 +183,10 @@ class _Rounds:
     def _exchange(self, cohort: Grid, messages: list[Message]) -> list[Message]:
         timeout = self.experiment.server.reply_timeout_s
         replies = list(cohort.send_and_receive(messages, timeout=timeout))
-        answered = {reply.metadata.src_node_id for reply in replies}
-        for message in messages:
-            if (node := message.metadata.dst_node_id) not in answered:
-                self._refused(
-                    "no-reply", f"no reply within {timeout:g} s", self.exchange.client_of[node]
-                )
+        asked = {message.metadata.dst_node_id for message in messages}
+        silent = asked - {reply.metadata.src_node_id for reply in replies}
+        for client in sorted(self.exchange.client_of[node] for node in silent):
+            self._refused("no-reply", f"no reply within {timeout:g} s", client)
         return replies
 
     def _ask_clients(self, server_round: int, arrays: ArrayRecord, cohort: Grid) -> Record:
