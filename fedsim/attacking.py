@@ -23,6 +23,7 @@ from attacks import ATTACKS
 from attacks.observation import Attack, AttackFailed, Budget, Observation, Reconstruction
 from fedsim.components import build
 from fedsim.config import AttackConfig, Experiment, parse_experiment
+from fedsim.errors import ConfigError
 from fedsim.knowledge import knowledge_about, read_knowledge
 from fedsim.records import Record, RunDirectory, read_json
 from fedsim.seeds import stream
@@ -34,7 +35,10 @@ def build_attack(config: AttackConfig) -> Attack:
     Raises:
         ConfigError: There is no such attack, or it does not take these options.
     """
-    attack: Attack = build("attack", config.name, ATTACKS, options=config.options)
+    try:
+        attack: Attack = build("attack", config.name, ATTACKS, options=config.options)
+    except ConfigError as error:
+        raise ConfigError(f"attacks.{config.title}: {error}") from error
     return attack
 
 

@@ -39,7 +39,7 @@ def build(
     factory = find(family, name, table)
     try:
         taken = inspect.signature(factory).bind_partial(*args, **given).arguments
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{family} '{name}' cannot be called as one: {error}") from error
     checked = check_options(f"{family}.options", factory, options, taken=frozenset(taken))
     return factory(*args, **given, **checked)

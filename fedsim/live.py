@@ -35,7 +35,8 @@ class LiveTable:
         if self.last is not None:
             self.live.update(render(self.last), refresh=True)
         self.live.stop()
-        self.console.print()
+        if self.last is not None:
+            self.console.print()
 
     def watch(self, progress: Progress) -> None:
         """Draw where the run stands."""

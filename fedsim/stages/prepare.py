@@ -74,6 +74,7 @@ def check(experiment: Experiment) -> Plan:
             )
     task = task_of(experiment)
     shares = shares_of(experiment, task)
+    _try_one_batch(experiment, task)
     told = knowledge_record(
         experiment,
         threat,
@@ -88,6 +89,19 @@ def check(experiment: Experiment) -> Plan:
     for title, attack in attacks.items():
         _refuse_hopeless(title, attack, known)
     return plan
+
+
+def _try_one_batch(experiment: Experiment, task: Task) -> None:
+    """Train on one batch, as a client will: some layers refuse small batches or small images."""
+    model = task.build_model(stream(experiment.seed, "model"))
+    size = experiment.training.batch_size
+    try:
+        task.loss(model(task.data.train_inputs[:size]), task.data.train_labels[:size]).backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"model '{experiment.model.name}' cannot train on a batch of {size} inputs of shape "
+            f"{task.input_shape}: {error}; change model.name or training.batch_size"
+        ) from error
 
 
 def _refuse_hopeless(title: str, attack: Attack, known: Knowledge) -> None:

@@ -84,6 +84,34 @@ class Greedy:
         return Reconstruction(inputs=None, labels=known.labels)
 '''
 
+OWN_MODELS = '''
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class Hard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient * 1.0
+
+
+class HardLayer(nn.Module):
+    def forward(self, x):
+        return Hard.apply(x)
+
+
+def hard(input_shape, num_classes, *, rng):
+    """A model whose gradient cannot be differentiated again."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), HardLayer(), nn.Linear(16, num_classes))
+'''
+
 EXPERIMENT = """
 name = "tiny"
 rounds = 4
@@ -108,12 +136,14 @@ label = "noise"
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A tiny experiment with attacks of the user's own, and runs inside the test's folder."""
     (tmp_path / "own_attacks.py").write_text(OWN_ATTACKS)
+    (tmp_path / "own_models.py").write_text(OWN_MODELS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT)
     yield path
-    sys.modules.pop("own_attacks", None)
+    for name in ("own_attacks", "own_models"):
+        sys.modules.pop(name, None)
 
 
 def hashes(run: RunDirectory) -> tuple[str, str]:
@@ -199,6 +229,9 @@ def test_what_could_never_work_is_refused_before_the_run(experiment: Path) -> No
     fedavg = ["attacks.noise.name=label", "training.algorithm=fedavg"]
     with pytest.raises(ConfigError, match="sum of up to 240 local steps, not one gradient"):
         fedsim.run(experiment, overrides=fedavg)
+    hard = ["attacks.noise.name=dlg", "model.name=own_models:hard", "model.options={}"]
+    with pytest.raises(ConfigError, match="'noise' cannot work here: .*differentia"):
+        fedsim.run(experiment, overrides=hard)
     with pytest.raises(ConfigError, match="'noise' is no attack: Formatter must have"):
         fedsim.run(experiment, overrides=["attacks.noise.name=string:Formatter"])
     assert not Path("runs").exists()
