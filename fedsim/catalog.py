@@ -7,14 +7,18 @@ a lookup loads only what it finds. A name may also be such a reference itself: t
 import difflib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError
 
 CLIENT_APP = "clients.app:app"
 SERVER_APP = "server.app:app"
-"""The two ends, by reference: fedsim never imports them."""
+BUILD_STRATEGY = "server.strategies:build_strategy"
+"""The two ends, and how strategies are built, by reference: fedsim never imports them."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -47,6 +51,11 @@ def load(reference: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(f"no '{attribute}' in module '{module_name}'{nearest(attribute, public)}")
     return getattr(module, attribute)
+
+
+def search_path() -> str:
+    """Return where this process finds modules, as PYTHONPATH: its workers must find the same."""
+    return os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
 
 
 def resolve(name: str, table: Mapping[str, str], family: str) -> Any:

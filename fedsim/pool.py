@@ -11,9 +11,9 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Protocol
 
+from fedsim.catalog import search_path
 from fedsim.records import Record, RunDirectory
 
 GRACE_S = 30.0
@@ -77,11 +77,7 @@ class _Worker:
         self.job: Job | None = None
         self.deadline = 0.0
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            # modules of the user's own must be found as the parent finds them
-            "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
-        }
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fedsim.attacking", str(run.root.resolve())],
             stdin=subprocess.PIPE,

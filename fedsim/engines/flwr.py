@@ -6,6 +6,7 @@ that nothing of it stays behind; `flwr run` submits an app that names our two co
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import tomli_w
 
-from fedsim.catalog import CLIENT_APP, SERVER_APP
+from fedsim.catalog import CLIENT_APP, SERVER_APP, search_path
 from fedsim.config import Experiment
 from fedsim.errors import RunFailed
 from fedsim.pool import AttackPool, ProcessPool
@@ -102,11 +103,18 @@ class FlowerSimulation:
         noted = [event for event in self.run.events() if event["kind"] == "server-failed"]
         if noted:
             raise RunFailed(noted[-1]["message"])
-        said = (output.strip() or log.read_text(errors="replace").strip()).splitlines()
+        said = _reason(output.strip() or log.read_text(errors="replace").strip())
         raise RunFailed(
             f"Flower's runtime ended after round {max(reached, 0)} of {self.experiment.rounds}; "
-            f"it said: {said[-1] if said else 'nothing'}"
+            f"it said: {said}"
         )
+
+
+def _reason(output: str) -> str:
+    """Return the first error in the output of a program (tracebacks begin with the cause)."""
+    lines = output.splitlines() or ["nothing"]
+    errors = (line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line))
+    return next(errors, lines[-1])
 
 
 def _write_home(home: Path, port: int) -> None:
@@ -127,7 +135,7 @@ def _environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
+        "PYTHONPATH": search_path(),
     }
 
 

@@ -19,7 +19,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from ray.exceptions import RayError
 
 from fedsim.attacking import AttackWorker, seal_off
-from fedsim.catalog import CLIENT_APP, SERVER_APP, load
+from fedsim.catalog import CLIENT_APP, SERVER_APP, load, search_path
 from fedsim.config import Experiment
 from fedsim.engines.local import (
     FIRST_NODE,
@@ -34,9 +34,12 @@ from fedsim.errors import ConfigError
 from fedsim.pool import AttackPool, Job
 from fedsim.records import Record, RunDirectory
 
-_ACTOR_ENVIRONMENT = {
-    "env_vars": {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"},
-}
+
+def _environment(experiment: Experiment) -> dict[str, Any]:
+    variables = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+    if experiment.engine.address == "local":  # other machines have folders of their own
+        variables["PYTHONPATH"] = search_path()
+    return {"env_vars": variables}
 
 
 class ClientWorker:
@@ -96,7 +99,7 @@ class RayGrid(LocalGrid):
         actor = ray.remote(ClientWorker).options(
             num_cpus=1,
             num_gpus=self.experiment.engine.client_gpus,
-            runtime_env=_ACTOR_ENVIRONMENT,
+            runtime_env=_environment(self.experiment),
         )
         numbers = list(range(place, self.num_nodes, self.size))
         root = str(self.run_directory.root.resolve())
@@ -182,7 +185,7 @@ class RayPool:
         actor = ray.remote(AttackActor).options(
             num_cpus=0,
             num_gpus=self.experiment.engine.attack_gpus,
-            runtime_env=_ACTOR_ENVIRONMENT,
+            runtime_env=_environment(self.experiment),
         )
         return actor.remote(str(self.run.root.resolve()))
 
@@ -271,6 +274,7 @@ class Ray:
 
 def _initialize(experiment: Experiment) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of its future
     address = experiment.engine.address
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":

@@ -1,0 +1,166 @@
+"""Flower's stock runtime runs the same apps to the same bits."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsim.config import Experiment, parse_experiment
+from fedsim.engines import flwr as engine_module
+from fedsim.engines.flwr import FlowerSimulation, _end_family
+from fedsim.engines.in_process import InProcess
+from fedsim.errors import RunFailed
+from fedsim.records import RunDirectory, digest, read_tensors
+
+
+def tiny(text: str = "") -> Experiment:
+    return parse_experiment(
+        f"""
+        name = "tiny"
+        rounds = 2
+        partition = {{ clients = 2 }}
+        model = {{ name = "mlp", options = {{ hidden = [6] }} }}
+        engine = {{ name = "flwr", workers = 1 }}
+        {text}
+        """
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """An empty run directory."""
+    return RunDirectory.create(tmp_path, "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.flwr_runtime
+def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, homes = tempfile.TemporaryDirectory, []
+
+    def remembered(prefix: str) -> "tempfile.TemporaryDirectory[str]":
+        homes.append(make(prefix=prefix))
+        return homes[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", remembered)
+    plain = RunDirectory.create(tmp_path, "plain")
+    InProcess(tiny(), plain).train()
+
+    FlowerSimulation(tiny(), run).train()
+
+    assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])
+    assert run.views_sha256() == plain.views_sha256()
+    assert len(run.observation_records()) == 4
+    assert run.events() == []
+    assert len(homes) == 1
+    assert not Path(homes[0].name).exists()
+
+
+def fake_tool(folder: Path, name: str, script: str) -> Path:
+    """An executable that plays one of Flower's commands."""
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_superlink_that_does_not_start_ends_the_run_with_its_last_words(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool(tmp_path, "flower-superlink", "raise SystemExit('the port is taken')")
+    monkeypatch.setattr(engine_module, "_tool", lambda name: str(tmp_path / name))
+
+    with pytest.raises(RunFailed, match=r"SuperLink did not start: the port is taken$"):
+        FlowerSimulation(tiny(), run).train()
+
+
+HEALTHY = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Healthy).serve_forever()
+"""
+
+
+TRACEBACK = r"OSError: no room\nDuring handling of that:\nRuntimeError: crashed\nsee our pages"
+
+
+@pytest.mark.parametrize(
+    ("output", "noted", "said"),
+    [
+        ("no such app", None, "Flower's runtime ended after round 0 of 2; it said: no such app$"),
+        (TRACEBACK, None, "it said: OSError: no room$"),
+        ("no such app", "ConfigError: no", "^ConfigError: no$"),
+    ],
+    ids=["last words", "cause", "noted"],
+)
+def test_a_run_that_flower_ends_early_fails_with_the_best_reason_there_is(
+    run: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    noted: str | None,
+    said: str,
+) -> None:
+    fake_tool(tmp_path, "flower-superlink", HEALTHY)
+    fake_tool(tmp_path, "flwr", f"print('hello\\n{output}')")
+    monkeypatch.setattr(engine_module, "_tool", lambda name: str(tmp_path / name))
+    if noted is not None:
+        run.append_event("server-failed", noted)
+
+    with pytest.raises(RunFailed, match=said):
+        FlowerSimulation(tiny(), run).train()
+
+
+def test_the_whole_family_of_a_process_is_ended() -> None:
+    script = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script + "time.sleep(600)"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+
+        _end_family(process)
+
+    assert process.returncode == -15
+    for _ in range(100):  # the child's new parent takes a moment to bury it
+        if not Path(f"/proc/{child}").exists() or "Z" in state(child):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {child} lives on")
+
+
+def state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_flower_is_told_nothing_of_proxies_and_tells_nobody_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
+    monkeypatch.setenv("http_proxy", "http://proxy.example")
+
+    environment = engine_module._environment(tmp_path)
+
+    assert not any("proxy" in name.lower() for name in environment)
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_HOME"] == str(tmp_path)
+    assert str(Path(sys.executable).parent) in environment["PATH"].split(os.pathsep)

@@ -1,0 +1,262 @@
+"""Clients on Ray actors: the same bits for any number of workers, and workers that may die."""
+
+import gc
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from flwr.app import Message, Metadata, RecordDict
+
+from attacks.observation import Kind, Observation
+from fedsim import pool as pool_module
+from fedsim.config import Experiment, parse_experiment
+from fedsim.engines import ray as engine_module
+from fedsim.engines.in_process import InProcess
+from fedsim.engines.local import FIRST_NODE, NO_REPLY
+from fedsim.engines.ray import ClientWorker, Ray, RayGrid, RayPool
+from fedsim.errors import ConfigError
+from fedsim.pool import Job
+from fedsim.records import Record, RunDirectory, digest, read_tensors, replace_bytes, replace_json
+from fedsim.truth import seal
+
+pytestmark = pytest.mark.ray
+
+OWN_ATTACKS = '''
+import os
+import time
+from pathlib import Path
+from attacks.observation import Reconstruction
+
+
+class Attack:
+    """Do one thing, then guess."""
+
+    needs = frozenset()
+
+    def __init__(self, does: str) -> None:
+        self.does = does
+
+    def __call__(self, seen, known, *, rng, budget=None):
+        if self.does.startswith("peek "):
+            Path(self.does.removeprefix("peek ")).read_bytes()
+        if self.does == "die":
+            os._exit(7)
+        if self.does == "sleep":
+            time.sleep(3600)
+        return Reconstruction(inputs=seen.update["x"], labels=None)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of the CPUs of this machine, two at least."""
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        engine_module._initialize(tiny(2))
+        gc.collect()  # Ray leaves handles of its own processes to the collector
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        ray.shutdown()
+        gc.collect()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """An empty run directory."""
+    return RunDirectory.create(tmp_path, "tiny")
+
+
+def tiny(workers: int, text: str = "") -> Experiment:
+    return parse_experiment(
+        f"""
+        name = "tiny"
+        rounds = 2
+        partition = {{ clients = 5 }}
+        model = {{ name = "mlp", options = {{ hidden = [6] }} }}
+        engine = {{ name = "ray", workers = {workers} }}
+        training = {{ batch_size = 4 }}
+        server = {{ clients_per_round = 4, evaluate_clients = true }}
+        {text}
+        """
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_one_experiment_gives_the_same_bits_in_process_and_on_any_number_of_workers(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for workers in (0, 1, 2):
+        run = RunDirectory.create(tmp_path, f"workers-{workers}")
+        engine = Ray(tiny(workers), run) if workers else InProcess(tiny(1), run)
+        engine.train()
+        engine.close()
+        assert run.events() == []
+        sealed = {path.name: read_tensors(path)[0] for path in (run.root / "truth").iterdir()}
+        rounds = [{k: v for k, v in one.items() if k != "seconds"} for one in run.rounds()]
+        found.append(
+            (
+                digest(read_tensors(run.checkpoint)[0]),
+                run.views_sha256(),
+                {name: digest(tensors) for name, tensors in sealed.items()},
+                rounds,
+            )
+        )
+
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    assert ray.is_initialized()  # a cluster that was there before is left running
+
+
+def sick_worker(folder: str) -> type[ClientWorker]:
+    """A worker that dies, or hangs, once it is told to; the folder remembers that it did."""
+
+    class Sick(ClientWorker):
+        def answer(
+            self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
+        ) -> list[Message]:
+            if metadata[0].group_id != "well" and metadata[0].dst_node_id == 1001:
+                marker = os.path.join(folder, metadata[0].group_id)  # noqa: PTH118 - sent by value
+                if not os.path.exists(marker):  # noqa: PTH110 - sent by value
+                    open(marker, "w").close()  # noqa: PTH123 - sent by value
+                    if metadata[0].group_id == "die":
+                        os._exit(1)
+                    time.sleep(3600)
+            return super().answer(metadata, places, *contents)
+
+    return Sick
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_or_hangs_costs_its_clients_one_round_and_is_replaced(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "ClientWorker", sick_worker(str(tmp_path)))
+    grid = RayGrid(tiny(2), run)
+
+    def ask(group: str, timeout: float | None = None) -> dict[int, bool]:
+        """Ask every client which it is; return who answered, and whether with an error."""
+        messages = [
+            grid.create_message(RecordDict(), "query", node, group) for node in grid.get_node_ids()
+        ]
+        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            if reply.has_error():
+                assert reply.error.code == NO_REPLY
+                assert str(reply.error.reason).startswith("the worker died: ActorDiedError")
+        return {reply.metadata.src_node_id - FIRST_NODE: reply.has_error() for reply in replies}
+
+    well = dict.fromkeys(range(5), False)
+    try:
+        assert grid.deliver([], None) == []
+        assert ask("well") == well
+        assert ask("die") == well | {1: True, 3: True}  # clients of the second worker
+        assert ask("die") == well
+        assert ask("hang", timeout=2.0) == {0: False, 2: False, 4: False}
+        assert ask("hang") == well
+    finally:
+        grid.close()
+
+
+def answers(pool: RayPool, jobs: list[Job]) -> list[Record]:
+    """Submit jobs and wait for all answers."""
+    for job in jobs:
+        pool.submit(job)
+    found: list[Record] = []
+    while pool.waiting:
+        found += pool.poll()
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_whatever_an_attack_does_in_an_actor_it_alone_fails(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_ray_attacks.py").write_text(OWN_ATTACKS)
+    monkeypatch.syspath_prepend(str(tmp_path))  # workers find what their parent finds
+    monkeypatch.setattr(pool_module, "GRACE_S", 0.25)
+    deeds = {
+        "well": "nothing",
+        "peek": f"peek {run.root}/truth/round-00001-client-0.safetensors",
+        "die": "die",
+        "sleep": "sleep",
+    }
+    attacks: list[dict[str, Any]] = [
+        {"name": "own_ray_attacks:Attack", "label": label, "options": {"does": does}}
+        for label, does in deeds.items()
+    ]
+    experiment = Experiment.model_validate(tiny(1).model_dump() | {"attacks": attacks})
+    replace_bytes(run.config, experiment.to_toml().encode())
+    replace_json(run.root / "knowledge.json", {})
+    identity = run.write_observation(
+        Observation(
+            round=1,
+            sender="client-0",
+            receiver="server",
+            kind=Kind.GRADIENT,
+            update={"x": torch.ones(1, 1, 2, 2)},
+        )
+    )
+    seal(run, 1, "client-0", torch.ones(1, 1, 2, 2), torch.tensor([1]))
+
+    pool = RayPool(experiment, run)
+    try:
+        found = answers(
+            pool,
+            [
+                Job(identity, "well", 100.0),
+                Job(identity, "peek", 100.0),
+                Job(identity, "die", 100.0),
+                Job(identity, "sleep", 0.5),
+                Job(identity, "well", 100.0),
+            ],
+        )
+    finally:
+        pool.close()
+
+    assert [(one["attack"], one["status"]) for one in found] == [
+        ("well", "done"),
+        ("peek", "failed"),
+        ("die", "failed"),
+        ("sleep", "failed"),
+        ("well", "done"),
+    ]
+    assert "the truth is sealed" in found[1]["reason"]
+    assert found[2]["reason"].startswith("the attack worker died: ")
+    assert found[3]["reason"] == "it did not end within 1 s, and was ended"
+    assert [bool(one.get("lost")) for one in found] == [False, False, True, True, False]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_cpus_are_refused(run: RunDirectory) -> None:
+    said = r"engine\.workers must be at most \d+, the CPUs of this cluster, got 999"
+    with pytest.raises(ConfigError, match=said):
+        Ray(tiny(999), run)
+
+
+def test_a_cluster_that_cannot_be_joined_is_refused(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", unreachable)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    said = r"engine\.address: cannot join a Ray cluster at '10\.0\.0\.1:6379': nobody there"
+    with pytest.raises(ConfigError, match=said):
+        Ray(
+            Experiment.model_validate(
+                tiny(1).model_dump() | {"engine": {"name": "ray", "address": "10.0.0.1:6379"}}
+            ),
+            run,
+        )
