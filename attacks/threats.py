@@ -22,7 +22,7 @@ class Capability(StrEnum):
     LOCAL_RECIPE = "local-recipe"
     """Knows how clients train: steps, learning rate, momentum."""
     BATCHNORM_STATISTICS = "batchnorm-statistics"
-    """Hears the running statistics of normalisation layers before and after the update."""
+    """Hears the running statistics of normalisation layers that are in force."""
     DEFENSE = "defense"
     """Knows which defense is in force."""
     PUBLIC_SAMPLE = "public-sample"

@@ -109,7 +109,7 @@ def compare(
 ) -> None:
     """Put runs side by side in one page."""
     from fedsim.records import RunDirectory
-    from fedsim.report import compare as build
+    from fedsim.report.comparison import compare as build
 
     typer.echo(build([RunDirectory.open(path) for path in runs], output))
 
@@ -188,7 +188,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
     sys.path.insert(0, str(Path.cwd()))  # the user's own `package.module:Name` may lie here
     with _exit_codes():
-        app(standalone_mode=False)
+        # the library turns Ctrl-C into its exit code, and hands that back
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The threat model of an experiment, with everything it is granted."""
 
-from attacks.threats import THREATS, Capability, ThreatModel
+from attacks.threats import ACTIVE, THREATS, Capability, ThreatModel
 from fedsim.catalog import nearest
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
@@ -26,12 +26,18 @@ def threat_of(experiment: Experiment) -> ThreatModel:
     """Return the experiment's threat model, extra grants included.
 
     Raises:
-        ConfigError: There is no such threat model.
+        ConfigError: There is no such threat model, or it cannot use what it is granted.
     """
     name = experiment.adversary.threat
     if name not in THREATS:
         raise ConfigError(f"adversary.threat: unknown threat '{name}'{nearest(name, THREATS)}")
-    return THREATS[name].with_grants(frozenset(experiment.adversary.grants))
+    extra = frozenset(experiment.adversary.grants)
+    if active := [str(capability) for capability in Capability if capability in extra & ACTIVE]:
+        raise ConfigError(
+            f"adversary.grants: '{active[0]}' is for adversaries that change what is sent; "
+            f"'{name}' only listens"
+        )
+    return THREATS[name].with_grants(extra)
 
 
 def threat_record(threat: ThreatModel) -> Record:

@@ -13,7 +13,7 @@ import fedsim
 from attacks.observation import Attack, AttackFailed, Knowledge
 from attacks.threats import Capability, ThreatModel
 from fedsim.attacking import build_attack
-from fedsim.catalog import nearest
+from fedsim.catalog import BUILD_STRATEGY, load, nearest
 from fedsim.config import Experiment
 from fedsim.data.images import public_sample
 from fedsim.engines import ENGINES
@@ -59,6 +59,7 @@ def check(experiment: Experiment) -> Plan:
         raise ConfigError(f"engine.name: unknown engine '{name}'{nearest(name, ENGINES)}")
     _check_devices(experiment)
     threat = threat_of(experiment)
+    load(BUILD_STRATEGY)(experiment)  # refuses unknown names and options
     attacks = {config.title: build_attack(config) for config in experiment.attacks}
     for title, attack in attacks.items():
         if not isinstance(attack, Attack):

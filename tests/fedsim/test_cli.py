@@ -71,6 +71,12 @@ def test_run_ends_with_the_path_of_the_report(
         (["run", "tiny.toml", "--set", "attacks.label.name=dgl"], "did you mean 'dlg'?"),
         (["run", "tiny.toml", "--set", "model.name=lenet"], "did you mean 'dlg-lenet'?"),
         (["run", "tiny.toml", "--set", "data.name=mnist", "--set", "data.root=."], "mnist"),
+        (["run", "tiny.toml", "--set", "server.strategy=fedagv"], "did you mean"),
+        (["run", "tiny.toml", "--set", "server.options.etta=1"], "unknown option 'etta'"),
+        (
+            ["run", "tiny.toml", "--set", 'adversary.grants=["change-weights"]'],
+            "'curious-server' only listens",
+        ),
         (["run", "tiny.toml", "--set", "engine.name=rey"], "did you mean 'ray'?"),
         (["run", "tiny.toml", "--set", "adversary.threat=server"], "did you mean"),
         (["run", "tiny.toml", "--set", "engine.device=cuda:9"], "engine.device"),
@@ -133,3 +139,15 @@ def test_doctor_finds_the_four_packages_side_by_side(
 ) -> None:
     assert command(monkeypatch, "doctor") == cli.DONE
     assert "side by side" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_with_one_message_and_its_own_code(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsim.driver.run", interrupted)
+
+    assert command(monkeypatch, "run", str(tiny)) == cli.INTERRUPTED
+    assert "--resume" in capsys.readouterr().err
