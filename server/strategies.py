@@ -136,7 +136,7 @@ def _given(factory: Callable[..., Any], experiment: Experiment) -> dict[str, Any
     """Return the arguments of `factory` that are not the user's to set."""
     common = {  # what every strategy of Flower's takes, be it behind `**kwargs`
         "fraction_train": 1.0,
-        "fraction_evaluate": 1.0 if experiment.server.evaluate_clients else 0.0,
+        "fraction_evaluate": 1.0,  # the loop asks clients to evaluate, or does not
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": 1,

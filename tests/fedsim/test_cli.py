@@ -82,8 +82,10 @@ def test_run_ends_with_the_path_of_the_report(
         (["run", "tiny.toml", "--set", "engine.device=cuda:9"], "engine.device"),
         (["run", "tiny.toml", "--set", "training.batch_size=1000"], "training.batch_size must be"),
         (
-            ["run", "tiny.toml", "--set", "model.name=torchvision:resnet18"]
-            + ["--set", "model.options={}"],
+            [
+                *("run", "tiny.toml"),
+                *("--set", "model.name=torchvision:resnet18", "--set", "model.options={}"),
+            ],
             "cannot train on a batch of 1",
         ),
         (["run", "tiny.toml", "--resume", "x"], "either an experiment or --resume"),
