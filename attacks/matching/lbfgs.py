@@ -1,0 +1,264 @@
+"""L-BFGS on R independent problems at once, each with its own history and line search.
+
+The inverse Hessian is in the compact form of Byrd, Nocedal and Schnabel (1994, Mathematical
+Programming 63), so a direction costs a few batched products whatever the history. Steps satisfy
+the strong Wolfe conditions, by bracketing and cubic interpolation (Nocedal and Wright 2006,
+algorithms 3.5 and 3.6). The rows share nothing but the wait for each other, and no row ever
+moves to a point that is worse than the one it leaves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.observation import Budget
+
+ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Points (r, D) -> values (r,) and gradients (r, D), row by row, for any number r of rows."""
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+"""Told (steps taken, points (R, D), values (R,)) at the start and after every step."""
+
+_SUFFICIENT_DECREASE = 1e-4
+_CURVATURE = 0.9
+_TRIALS = 25
+_EXTRAPOLATION = 4.0
+_WINDOW = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimum:
+    """Where the rows ended.
+
+    Attributes:
+        points: Shape (R, D).
+        values: The objective there, shape (R,); inf for a row whose start was not finite.
+        steps: Steps of the row that took most.
+        evaluations: Evaluations of value and gradient, summed over the rows.
+        finished: False when the budget ended it.
+    """
+
+    points: Tensor
+    values: Tensor
+    steps: int
+    evaluations: int
+    finished: bool
+
+
+def minimize(
+    objective: ValueAndGrad,
+    start: Tensor,
+    *,
+    steps: int,
+    history: int = 100,
+    tolerance: float = 0.0,
+    progress: float = 1e-3,
+    budget: Budget | None = None,
+    on_step: OnStep | None = None,
+) -> Minimum:
+    """Minimize every row of `start`, until one of them is solved or none gets further.
+
+    A row gets no further when its gradient vanishes, when not even the steepest descent leads
+    to a lower value, or when 20 steps lowered its value by less than the fraction `progress`.
+
+    Args:
+        objective: Values and gradients of several points.
+        start: Shape (R, D).
+        steps: Most steps per row.
+        history: Curvature pairs remembered per row.
+        tolerance: A row at or below it is solved, and the other rows are not waited for.
+        progress: The least relative decrease over 20 steps; 0 goes on to the last digit.
+        budget: Asked before every step.
+        on_step: Told about every step.
+    """
+    points = start.clone()
+    values, slopes = objective(points)
+    evaluations = len(points)
+    active = values.isfinite() & slopes.isfinite().all(dim=1)
+    values = torch.where(active, values, torch.inf)
+    active = active & slopes.ne(0).any(dim=1)
+    memory = _Memory(points, history)
+    earlier = values
+    taken, finished = 0, True
+    if on_step is not None:
+        on_step(0, points, values)
+    while taken < steps and bool(active.any() & ~(values <= tolerance).any()):
+        if budget is not None and budget.spent:
+            finished = False
+            break
+        directions, downhill = memory.directions(slopes)
+        found = _line_search(objective, points, values, slopes, directions, downhill, active)
+        evaluations += found.evaluations
+        lower = found.values < values
+        memory.remember(found.points - points, found.slopes - slopes)
+        # A row that found nothing lower forgets its history; one without any is at the end.
+        stuck = active & ~lower
+        active = active & (lower | memory.used) & found.slopes.ne(0).any(dim=1)
+        if bool(stuck.any()):
+            memory.forget(stuck)
+        points, values, slopes = found.points, found.values, found.slopes
+        taken += 1
+        if taken % _WINDOW == 0:
+            active = active & (values < earlier * (1 - progress))
+            earlier = values
+        if on_step is not None:
+            on_step(taken, points, values)
+    return Minimum(
+        points=points, values=values, steps=taken, evaluations=evaluations, finished=finished
+    )
+
+
+class _Memory:
+    """The last steps S and changes of gradient Y of every row, and their inner products.
+
+    A slot that holds nothing for a row is zero there, and takes no part in its direction. All
+    rows fill the same slot at the same time; slots are reused in a ring.
+    """
+
+    def __init__(self, like: Tensor, history: int) -> None:
+        rows, size = like.shape
+        self.history = history
+        self.pairs = like.new_zeros(
+            rows, 2 * history, size
+        )  # S above Y, so that one pass reads both
+        self.sy = like.new_zeros(rows, history, history)
+        self.yy = like.new_zeros(rows, history, history)
+        self.scale = like.new_zeros(rows)
+        self.count = 0
+
+    @property
+    def used(self) -> Tensor:
+        """The rows that remember at least one pair, shape (R,)."""
+        return self.scale > 0
+
+    def forget(self, rows: Tensor) -> None:
+        """Clear the memory of the rows, given as a mask (R,)."""
+        for kept in (self.pairs, self.sy, self.yy, self.scale):
+            kept[rows] = 0
+
+    def remember(self, step: Tensor, change: Tensor) -> None:
+        """Add a pair, each (R, D), in place of the oldest one.
+
+        A pair along which the gradient does not grow would make the matrix indefinite; such a row
+        gets an empty slot.
+        """
+        slot = self.count % self.history
+        self.count += 1
+        curvature = (step * change).sum(dim=1)
+        square = change.square().sum(dim=1)
+        floor = torch.finfo(step.dtype).eps * (step.square().sum(dim=1) * square).sqrt()
+        good = curvature > floor
+        self.pairs[:, slot] = step * good[:, None]
+        self.pairs[:, self.history + slot] = change * good[:, None]
+        products = _products(self.pairs, change) * good[:, None]
+        self.sy[:, slot] = 0
+        self.sy[:, :, slot] = products[:, : self.history]
+        self.yy[:, slot] = self.yy[:, :, slot] = products[:, self.history :]
+        self.scale = torch.where(good, curvature / square, self.scale)
+
+    def directions(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return minus the inverse Hessian times `slopes`, (R, D), and the slope along it, (R,).
+
+        A row without memory, or whose memory has become useless by rounding, gets the steepest
+        descent at unit length.
+        """
+        length = slopes.norm(dim=1)
+        steepest = -slopes / length.clamp_min(torch.finfo(slopes.dtype).tiny)[:, None]
+        if self.count == 0:
+            return steepest, -length
+        newton = self._quasi_newton(slopes)
+        along = (newton * slopes).sum(dim=1)
+        good = self.used & newton.isfinite().all(dim=1) & (along < 0)
+        return torch.where(good[:, None], newton, steepest), torch.where(good, along, -length)
+
+    def _quasi_newton(self, slopes: Tensor) -> Tensor:
+        filled = min(self.count, self.history)
+        order = torch.arange(self.count - filled, self.count, device=slopes.device) % self.history
+        sy = self.sy[:, order][:, :, order]
+        yy = self.yy[:, order][:, :, order]
+        diagonal = sy.diagonal(dim1=1, dim2=2)
+        upper = sy.triu() + torch.diag_embed((diagonal == 0).to(sy.dtype))  # empty slots: identity
+        scale = self.scale[:, None]
+        products = _products(self.pairs, slopes)
+        s_slope, y_slope = products[:, order], products[:, self.history + order]
+        a = torch.linalg.solve_triangular(upper, s_slope[:, :, None], upper=True).squeeze(2)
+        right = diagonal * a + scale * (_products(yy, a) - y_slope)
+        b = torch.linalg.solve_triangular(upper.mT, right[:, :, None], upper=False).squeeze(2)
+        weights = torch.zeros_like(products)
+        weights[:, order], weights[:, self.history + order] = b, -scale * a
+        return -(scale * slopes + _products(self.pairs.mT, weights))
+
+
+def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Multiply (R, M, N) by (R, N) to (R, M)."""
+    return torch.bmm(matrices, vectors[:, :, None]).squeeze(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The points that a line search settled on; rows that found nothing lower have not moved."""
+
+    points: Tensor
+    values: Tensor
+    slopes: Tensor
+    evaluations: int
+
+
+def _line_search(
+    objective: ValueAndGrad,
+    points: Tensor,
+    values: Tensor,
+    slopes: Tensor,
+    directions: Tensor,
+    downhill: Tensor,
+    active: Tensor,
+) -> _Found:
+    """Search every active row along its direction for a strong Wolfe point.
+
+    `low` is the best step so far that decreases sufficiently, `high` the other end of the
+    bracket, infinite until there is one; each is a row (step, value, slope along the direction).
+    """
+    best_points, best_slopes = points.clone(), slopes.clone()
+    low = torch.stack((torch.zeros_like(values), values, downhill), dim=1)
+    high = torch.full_like(low, torch.inf)
+    trial = torch.ones_like(values)
+    searching = active.clone()
+    evaluations = 0
+    for _ in range(_TRIALS):
+        rows = searching.nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        step, left, right, slope = trial[rows], low[rows], high[rows], downhill[rows]
+        at = points[rows] + step[:, None] * directions[rows]
+        value, gradient = objective(at)
+        evaluations += len(rows)
+        along = (gradient * directions[rows]).sum(dim=1)
+        here = torch.stack((step, value, along), dim=1)
+
+        enough = value <= values[rows] + _SUFFICIENT_DECREASE * step * slope
+        better = enough & (value < left[:, 1]) & along.isfinite()
+        flat = along.abs() <= -_CURVATURE * slope
+        ascends = torch.where(right[:, 0] > left[:, 0], along >= 0, along <= 0)
+        right = torch.where((better & ascends)[:, None], left, right)
+        right = torch.where(better[:, None], right, here)
+        left = torch.where(better[:, None], here, left)
+
+        low[rows], high[rows] = left, right
+        moved = rows[better]
+        best_points[moved], best_slopes[moved] = at[better], gradient[better]
+        searching[rows] = ~(better & flat)
+        trial[rows] = _next_trial(left, right)
+    return _Found(points=best_points, values=low[:, 1], slopes=best_slopes, evaluations=evaluations)
+
+
+def _next_trial(low: Tensor, high: Tensor) -> Tensor:
+    """Return the minimum of the cubic through both ends, kept off the ends, or go further out."""
+    (a, f_a, d_a), (b, f_b, d_b) = low.unbind(dim=1), high.unbind(dim=1)
+    width = b - a
+    mean = d_a + d_b - 3 * (f_b - f_a) / width
+    root = (mean.square() - d_a * d_b).sqrt() * width.sign()
+    fraction = 1 - (d_b + root - mean) / (d_b - d_a + 2 * root)
+    fraction = torch.where(fraction.isfinite(), fraction, 0.5).clamp(0.1, 0.9)
+    return torch.where(b.isfinite(), a + fraction * width, _EXTRAPOLATION * a)

@@ -1,0 +1,300 @@
+"""The victim as the attacker rebuilds it: the gradient that any guessed batch would have given."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.modules.batchnorm import _NormBase
+
+from attacks.labels import read_labels
+from attacks.network import known_architecture, trace
+from attacks.observation import (
+    AttackFailed,
+    Kind,
+    Knowledge,
+    LocalRecipe,
+    Loss,
+    Observation,
+    Tensors,
+    gradient_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Victim:
+    """A private copy of the model in force, and the gradient heard from it.
+
+    Coordinates that were not heard are zero in `target` and in every gradient given back.
+
+    Attributes:
+        model: The copy, with the observed weights, in the mode the client trains in.
+        loss: The training loss, mean over the batch.
+        target: The gradient heard, by parameter name.
+        visible: 1 where a coordinate was heard, else 0; only for names not heard completely.
+        input_shape: Shape of one input.
+        input_range: Lowest and highest value of an input.
+        batch_size: B.
+        num_classes: K.
+    """
+
+    model: nn.Module
+    loss: Loss
+    target: Tensors
+    visible: Tensors
+    input_shape: tuple[int, ...]
+    input_range: tuple[float, float]
+    batch_size: int
+    num_classes: int
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device that everything is computed in."""
+        return next(iter(self.target.values()))
+
+    @property
+    def square_norm(self) -> float:
+        """The squared Euclidean norm of the target."""
+        return float(sum(t.double().square().sum() for t in self.target.values()))
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the gradient of a guess, with the graph to differentiate it again.
+
+        Args:
+            inputs: Shape (B, *input_shape).
+            targets: Labels (B,) int64, or probabilities (B, K).
+        """
+        parameters = dict(self.model.named_parameters())
+        wanted = [parameters[name] for name in self.target]
+        loss = self.loss(self.model(inputs), targets)
+        found = torch.autograd.grad(
+            loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return self._heard(dict(zip(self.target, found, strict=True)))
+
+    def functional_gradient(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the same as `gradient`, for use inside the transforms of `torch.func`."""
+        parameters = {name: p.detach() for name, p in self.model.named_parameters()}
+
+        def loss(wanted: dict[str, Tensor]) -> Tensor:
+            logits = functional_call(self.model, {**parameters, **wanted}, (inputs,))
+            return self.loss(logits, targets)
+
+        return self._heard(grad(loss)({name: parameters[name] for name in self.target}))
+
+    def _heard(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, mask in self.visible.items():
+            gradient[name] = gradient[name] * mask
+        return gradient
+
+
+def rebuild(seen: Observation, known: Knowledge, *, dtype: torch.dtype) -> Victim:
+    """Rebuild the victim behind one observation, on the observation's device.
+
+    Batch normalisation uses the statistics of the guessed batch if the client trains in training
+    mode, and the running statistics heard if it does not. Without a known recipe, training mode.
+
+    Raises:
+        AttackFailed: Something needed was not heard or not granted, the names or shapes of
+            parameters differ from the model's, the update is not one gradient, it is zero or not
+            finite, or the model draws random numbers.
+    """
+    architecture, input_shape = known_architecture(known)
+    if known.batch_size is None:
+        raise AttackFailed("matching gradients needs the batch size; grant 'batch-size'")
+    if seen.weights is None:
+        raise AttackFailed("matching gradients needs the weights in force, which were not heard")
+    recipe = known.recipe or LocalRecipe()
+    heard = gradient_of(seen, known.recipe)
+    parameters = dict(architecture.named_parameters())
+    buffers = dict(architecture.named_buffers())
+    heard = {name: tensor for name, tensor in heard.items() if name not in buffers}
+    _check_shapes("update", heard, parameters)
+    _check_shapes(
+        "weights", {n: w for n, w in seen.weights.items() if n not in buffers}, parameters
+    )
+    missing = sorted(parameters.keys() - seen.weights.keys())
+    if missing:
+        raise AttackFailed(f"the weights in force of {_some(missing)} were not heard")
+    target, visible = _visible_part(heard, seen.visible or {}, dtype)
+    like = next(iter(target.values()))
+    model = _copy_in_force(architecture, seen, recipe).to(like)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in target)
+    return Victim(
+        model=model,
+        loss=known.loss,
+        target=target,
+        visible=visible,
+        input_shape=input_shape,
+        input_range=known.input_range,
+        batch_size=known.batch_size,
+        num_classes=_probe(model, _random_batch(known, like=like)),
+    )
+
+
+def labels_of(victim: Victim, known: Knowledge) -> Tensor:
+    """Read the labels off the gradient heard, (B,) int64; see `attacks.labels`.
+
+    Raises:
+        AttackFailed: No linear layer gives the logits, or its gradient was not heard completely.
+    """
+    labels = read_labels(
+        victim.target,
+        trace(*known_architecture(known)),
+        visible=victim.visible,
+        batch_size=victim.batch_size,
+    )
+    if labels is None:
+        raise AttackFailed(
+            "the labels cannot be read: no linear layer gives the logits, or its gradient was not "
+            "heard completely"
+        )
+    return labels
+
+
+def check_twice_differentiable(known: Knowledge, weights: Tensors | None = None) -> None:
+    """Check, before anything was heard, that gradients of the model can be matched.
+
+    Args:
+        known: At least the model and the input's shape.
+        weights: By parameter name; None takes the model's own.
+
+    Raises:
+        AttackFailed: The model's gradient cannot be differentiated with respect to its input, or
+            does not depend on it; or the model draws random numbers.
+    """
+    model, _ = known_architecture(known)
+    own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    stand_in = Observation(
+        round=1,
+        sender="nobody",
+        receiver="nobody",
+        kind=Kind.GRADIENT,
+        update={name: torch.ones_like(weight) for name, weight in own.items()},
+        weights=own if weights is None else weights,
+        buffers=dict(model.named_buffers()),
+    )
+    few = replace(known, batch_size=min(known.batch_size or 2, 2))
+    require_twice_differentiable(rebuild(stand_in, few, dtype=torch.float32))
+
+
+def require_twice_differentiable(victim: Victim) -> None:
+    """Differentiate the gradient of a random batch once more, with respect to the input.
+
+    Raises:
+        AttackFailed: That is not possible, or gives nothing.
+    """
+    model = f"model {type(victim.model).__name__}"
+    advice = (
+        "replace that operation by one with a second derivative (a fused attention by one that is "
+        "written out), or choose an attack that does not match gradients"
+    )
+    inputs = _random_batch(victim, like=victim.like).requires_grad_()
+    targets = torch.arange(victim.batch_size, device=inputs.device) % victim.num_classes
+    try:
+        gradient = victim.gradient(inputs, targets)
+        length = torch.stack([g.square().sum() for g in gradient.values()]).sum()
+        (slope,) = torch.autograd.grad(length, inputs, allow_unused=True)
+    except RuntimeError as error:  # what autograd raises; NotImplementedError is one, too
+        reason = str(error).splitlines()[0]
+        raise AttackFailed(f"{model} is not twice differentiable: {reason}; {advice}") from error
+    if slope is None or not bool(slope.ne(0).any()):
+        raise AttackFailed(
+            f"the gradient of {model} does not change with the input, so there is nothing to "
+            "match: an operation has no derivative, or all activations are saturated; " + advice
+        )
+
+
+def _check_shapes(what: str, tensors: Tensors, parameters: dict[str, nn.Parameter]) -> None:
+    unknown = sorted(tensors.keys() - parameters.keys())
+    if unknown:
+        raise AttackFailed(f"the {what} heard have no counterpart in the model: {_some(unknown)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            raise AttackFailed(
+                f"the {what} heard of '{name}' have shape {tuple(tensor.shape)}, the model's "
+                f"have {tuple(parameters[name].shape)}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _visible_part(
+    heard: Tensors, masks: Tensors, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what was heard, zero elsewhere, and the masks of names heard in part."""
+    target: dict[str, Tensor] = {}
+    visible: dict[str, Tensor] = {}
+    for name, tensor in heard.items():
+        mask = masks.get(name)
+        if mask is None or bool(mask.all()):
+            target[name] = tensor.detach().to(dtype)
+        elif bool(mask.any()):
+            visible[name] = mask.to(tensor.device, dtype)
+            target[name] = torch.where(mask.to(tensor.device), tensor.detach(), 0).to(dtype)
+    if not any(bool(tensor.ne(0).any()) for tensor in target.values()):
+        raise AttackFailed("nothing to match: no coordinate other than zero was heard")
+    if not all(bool(tensor.isfinite().all()) for tensor in target.values()):
+        raise AttackFailed("the update heard is not finite")
+    return target, visible
+
+
+def _copy_in_force(model: nn.Module, seen: Observation, recipe: LocalRecipe) -> nn.Module:
+    """Return a copy of the model with the weights and buffers heard, in the client's mode."""
+    weights, buffers = seen.weights or {}, seen.buffers or {}
+    model = copy.deepcopy(model).train(recipe.train_mode)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+        for name, buffer in model.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) or module.running_mean is None:
+            continue
+        if recipe.train_mode:
+            # Running statistics play no part in training; without them nothing is updated.
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False
+        elif f"{name}.running_mean".lstrip(".") not in buffers:
+            raise AttackFailed(
+                f"clients train in evaluation mode, and the running statistics of '{name}' were "
+                "not heard; grant 'batchnorm-statistics'"
+            )
+    return model
+
+
+def _random_batch(of: Knowledge | Victim, *, like: Tensor) -> Tensor:
+    """Return inputs inside the range, always the same, with the dtype and device of `like`."""
+    low, high = of.input_range
+    shape = (of.batch_size or 1, *(of.input_shape or ()))
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return (low + (high - low) * uniform).to(like)
+
+
+def _probe(model: nn.Module, inputs: Tensor) -> int:
+    """Run the model twice; return the number of classes.
+
+    Raises:
+        AttackFailed: It draws random numbers, or does not return logits (B, K).
+    """
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        once, again = model(inputs), model(inputs)
+    if once.dim() != 2 or len(once) != len(inputs):
+        raise AttackFailed(
+            f"the model must return logits (B, K), got {tuple(once.shape)} for B = {len(inputs)}"
+        )
+    if not torch.allclose(once, again, equal_nan=True):
+        layers = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__]
+        where = f" ({_some(layers)})" if layers else ""
+        raise AttackFailed(
+            f"the client's model draws random numbers in training mode{where}: its gradient "
+            "cannot be recomputed"
+        )
+    return int(once.shape[1])
