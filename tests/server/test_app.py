@@ -9,7 +9,7 @@ from fedsim.config import parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import server_context
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory
+from fedsim.records import RunDirectory, replace_bytes
 from fedsim.wire import NOTE_FAILURE, RUN_DIRECTORY
 from server.app import app
 
@@ -56,6 +56,7 @@ def test_a_server_that_nobody_gave_a_directory_makes_one_and_tells_the_clients(
 def test_a_failure_is_noted_where_nobody_else_can(tmp_path: Path, noted: bool) -> None:
     tiny = parse_experiment(TEXT + 'server = { strategy = "fedavgg" }\n')
     run = RunDirectory.create(tmp_path, "tiny")
+    replace_bytes(run.config, b"")  # as if checked before: the check would refuse this
     context = server_context(tiny, run)
     context.run_config[NOTE_FAILURE] = noted
 
