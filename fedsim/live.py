@@ -48,16 +48,18 @@ def render(progress: Progress) -> RenderableType:
     """Return the table of one moment: a row per attacked round, and a line of state."""
     experiment = progress.plan.experiment
     table = Table(
-        title=f"{experiment.name}: {progress.plan.threat.name}, PSNR in dB",
+        title=f"{experiment.name}, {progress.plan.threat.name}",
+        caption="PSNR in dB; guess: that of the data mean",
+        caption_justify="left",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for heading in ("round", "accuracy", "loss"):
+    for heading in ("round", "acc.", "loss"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("attack", no_wrap=True)
-    for heading in ("victims", "median", "best", "data mean", "labels"):
+    for heading in ("victims", "median", "best", "guess", "labels"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = rows_of(progress)
     for row in rows[-MOST_ROWS:]:
