@@ -283,7 +283,7 @@ def _initialize(experiment: Experiment) -> None:
         settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
     try:
         ray.init(address=address, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"engine.address: cannot join a Ray cluster at '{address}': {error}"
         ) from error

@@ -1,6 +1,7 @@
 """The run directory: what is written reads back, and nothing is ever half there."""
 
 import errno
+import json
 import os
 import stat
 from dataclasses import replace
@@ -212,6 +213,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_reads_while_a_file_is_written_reads_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    replace_json(path, {"a": 1})
+
+    with path.open() as reader:
+        replace_json(path, {"a": 2})
+        assert json.load(reader) == {"a": 1}
+
+    assert read_json(path) == {"a": 2}
 
 
 def test_tensors_of_every_kind_read_back_even_where_they_share_memory(tmp_path: Path) -> None:
