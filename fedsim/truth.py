@@ -1,4 +1,4 @@
-"""The sealed truth: written by the client, opened by scoring alone.
+"""The sealed truth: written by the client, opened by scoring, and by the report for its originals.
 
 No attack, and no process that runs attacks, imports this module; an import contract says so, and
 the attack workers refuse to open files below `truth/`.

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from markupsafe import Markup
-
 from fedsim.errors import ConfigError
 from fedsim.records import RunDirectory, replace_bytes
-from fedsim.report.chart import Panel, Spot, over_rounds, scatter
-from fedsim.report.page import NARROW, WIDE
+from fedsim.report.charts import over_rounds, scatter
+from fedsim.report.curves import Panel, Spot
+from fedsim.report.page import MOST_LINES
 from fedsim.report.pictures import Row
-from fedsim.report.rendering import both_widths, render
+from fedsim.report.rendering import Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import count, decibels, percent
 from fedsim.schemas import Leakage
@@ -35,6 +35,11 @@ class Compared:
     view: RunView
     name: str
     series: int
+
+    @property
+    def label(self) -> str:
+        """What charts call it: an oracle is always called one."""
+        return f"{self.name} (oracle)" if self.view.oracle else self.name
 
     @property
     def sheet(self) -> list[Row]:
@@ -65,6 +70,7 @@ def compare(runs: Sequence[RunDirectory], output: Path) -> Path:
         frontier=_frontier(compared),
         groups=_seed_groups(compared),
         differences=_differences(compared),
+        most=MOST_LINES,
     )
     replace_bytes(output, page.encode())
     return output
@@ -94,23 +100,24 @@ def _range(values: Sequence[float], say: Callable[[float], str]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _curves(runs: Sequence[Compared]) -> Markup | None:
+def _curves(runs: Sequence[Compared]) -> Chart | None:
     panels = [
         Panel(
             title=f"{attack}: PSNR, dB",
-            unit=" dB",
-            digits=1,
-            height=150,
-            curves=[one.view.curve(attack, one.series, one.name) for one in runs],
+            curves=[one.view.curve(attack, one.series, one.label) for one in runs],
             rules=_rules(runs),
+            height=150,
         )
         for attack in _attacks(runs)
     ]
-    accuracy = [one.view.measured("accuracy", one.series, one.name) for one in runs]
-    panels.append(Panel(title="accuracy", curves=accuracy, height=110, digits=3, most=1))
-    label = "PSNR of reconstructions and accuracy over rounds, run by run"
-    wide, narrow = (over_rounds(panels, width=width, label=label) for width in (WIDE, NARROW))
-    return both_widths(wide, narrow) if wide.hovers else None
+    accuracy = [one.view.measured("accuracy", one.series, one.label) for one in runs]
+    panels.append(Panel(title="accuracy", curves=accuracy, height=110, most=1))
+    panels = [panel for panel in panels if panel.points]
+    if not panels:
+        return None
+    shown = "; ".join(panel.title for panel in panels)
+    label = f"Curves over rounds, a colour per run: {shown}. Tables below have the values."
+    return chart(partial(over_rounds, panels), label)
 
 
 def _attacks(runs: Sequence[Compared]) -> list[str]:
@@ -127,13 +134,14 @@ def _rules(runs: Sequence[Compared]) -> dict[str, float]:
     return {f"data mean {decibels(fmean(levels))}": fmean(levels)}
 
 
-def _frontier(runs: Sequence[Compared]) -> Markup | None:
+def _frontier(runs: Sequence[Compared]) -> Chart | None:
     spots = [
         Spot(
             x=100 * one.view.utility.accuracy,
             y=row.psnr_db.median,
-            name=row.attack,
             series=one.series,
+            name=one.label,
+            kind=row.attack,
         )
         for one in runs
         for row in one.view.leakage
@@ -141,18 +149,8 @@ def _frontier(runs: Sequence[Compared]) -> Markup | None:
     ]
     if not spots:
         return None
-    wide, narrow = (
-        scatter(
-            spots,
-            x_title="accuracy, %",
-            y_title="median PSNR, dB",
-            width=width,
-            height=320,
-            label="Median PSNR of reconstructions against accuracy, a point per run and attack",
-        )
-        for width in (WIDE, NARROW)
-    )
-    return both_widths(wide, narrow)
+    label = "Median PSNR against accuracy, a point per run and attack: the table above in a picture"
+    return chart(partial(scatter, spots, titles=("accuracy, %", "median PSNR, dB")), label)
 
 
 # seeds

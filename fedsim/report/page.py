@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from markupsafe import Markup
 from PIL import Image
 
 from attacks.threats import Capability
 from fedsim.records import Record, RunDirectory, replace_bytes
-from fedsim.report.chart import over_rounds
+from fedsim.report import charts
 from fedsim.report.gallery import Pair, best_median_worst, ranked, spread_of
+from fedsim.report.palette import LIGHT
 from fedsim.report.pictures import Row, Tile, contact_sheet, png
-from fedsim.report.raster import to_png
-from fedsim.report.rendering import both_widths, render
+from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import decibels
 from fedsim.schemas import Leakage
 from fedsim.threat import MEANING
 
-WIDE, NARROW = 960, 420
-"""Widths of charts, in pixels."""
 MOST_COLUMNS = 8
 """Images side by side."""
 MOST_LINES = 300
@@ -41,7 +39,7 @@ def build(run: RunDirectory) -> Path:
     page = render(
         "report.html.j2",
         view=view,
-        chart=_chart(view),
+        curves=_curves(view),
         sheet=view.sheet(MOST_COLUMNS),
         sections=sections,
         withheld=_withheld(view),
@@ -94,11 +92,16 @@ def _film(view: RunView, pair: Pair) -> Row | None:
     return Row(label=label, tiles=[*tiles, end, view.original(pair)])
 
 
-def _chart(view: RunView) -> Markup | None:
-    label = "PSNR of reconstructions, accuracy and loss over rounds"
+def _curves(view: RunView) -> Chart | None:
     panels = view.panels()
-    wide, narrow = (over_rounds(panels, width=width, label=label) for width in (WIDE, NARROW))
-    return both_widths(wide, narrow) if wide.hovers else None
+    if not panels:
+        return None
+    shown = "; ".join(panel.title for panel in panels)
+    attacks = ", ".join(name for _, name in view.curve_names)
+    label = (
+        f"Curves over rounds: {shown}. Attacks: {attacks or 'none'}. A table below has the values."
+    )
+    return chart(partial(charts.over_rounds, panels), label)
 
 
 def _withheld(view: RunView) -> list[Record]:
@@ -186,9 +189,9 @@ def _write_pictures(view: RunView, sections: Sequence[Section]) -> None:
         if section.film is not None:
             film = contact_sheet(f"{attack}, step by step", _about(view), [section.film])
             replace_bytes(folder / f"steps-{attack}.png", png(film))
-    drawing = over_rounds(view.panels(), width=WIDE, label="", legend=True)
-    if drawing.hovers:
-        replace_bytes(folder / "curve.png", png(to_png(drawing)))
+    if panels := view.panels():
+        figure = charts.over_rounds(panels, width=WIDE, colours=LIGHT)
+        replace_bytes(folder / "curve.png", charts.png(figure))
 
 
 def _sheet(view: RunView, row: Leakage, rows: Sequence[Row]) -> Image.Image:

@@ -4,15 +4,17 @@ import io
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fedsim.report.drawing import COLOURS
-from fedsim.report.raster import PAPER, font, plain
+from fedsim.report.palette import LIGHT
 
+PAPER = "#ffffff"
+"""Of contact sheets."""
 TILE = 176
 """Largest side of an image on a contact sheet, in pixels."""
 SMOOTH_FROM = 96
@@ -90,17 +92,19 @@ def contact_sheet(title: str, subtitle: str, rows: Sequence[Row]) -> Image.Image
     columns = max((len(row.tiles) for row in rows), default=0)
     step = height + _CAPTION + _GAP
     top = _MARGIN + 92
-    heading = max(font(size).getlength(plain(text)) for size, text in ((34, title), (22, subtitle)))
+    heading = max(
+        _font(size).getlength(_plain(text)) for size, text in ((34, title), (22, subtitle))
+    )
     inner = max(_LABEL + columns * (width + _GAP) - _GAP, round(heading))
     size = (2 * _MARGIN + inner, top + len(rows) * step - _GAP + _MARGIN - 12)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, _MARGIN - 8), plain(title), COLOURS["ink"], font(34))
-    pen.text((_MARGIN, _MARGIN + 40), plain(subtitle), COLOURS["muted"], font(22))
+    pen.text((_MARGIN, _MARGIN - 8), _plain(title), LIGHT["ink"], _font(34))
+    pen.text((_MARGIN, _MARGIN + 40), _plain(subtitle), LIGHT["muted"], _font(22))
     for index, row in enumerate(rows):
         y = top + index * step
-        pen.text((_MARGIN, y + height / 2 - 30), plain(row.label), COLOURS["ink"], font(26))
-        pen.text((_MARGIN, y + height / 2 + 4), plain(row.note), COLOURS["muted"], font(20))
+        pen.text((_MARGIN, y + height / 2 - 30), _plain(row.label), LIGHT["ink"], _font(26))
+        pen.text((_MARGIN, y + height / 2 + 4), _plain(row.note), LIGHT["muted"], _font(20))
         for place, tile in enumerate(row.tiles):
             x = _MARGIN + _LABEL + place * (width + _GAP)
             _put(sheet, pen, tile, (x, y), (width, height))
@@ -117,12 +121,12 @@ def _put(
     x, y = at
     width, height = size
     if tile.image is None:
-        pen.rectangle((x, y, x + width - 1, y + height - 1), outline=COLOURS["grid"], width=2)
+        pen.rectangle((x, y, x + width - 1, y + height - 1), outline=LIGHT["grid"], width=2)
     else:
         sheet.paste(_enlarged(tile.image), at)
-        pen.rectangle((x - 1, y - 1, x + width, y + height), outline=COLOURS["grid"])
-    colour = COLOURS["ink" if tile.strong else "muted"]
-    pen.text((x + width / 2, y + height + 8), plain(tile.caption), colour, font(20), anchor="ma")
+        pen.rectangle((x - 1, y - 1, x + width, y + height), outline=LIGHT["grid"])
+    colour = LIGHT["ink" if tile.strong else "muted"]
+    pen.text((x + width / 2, y + height + 8), _plain(tile.caption), colour, _font(20), anchor="ma")
 
 
 def _tile_size(rows: Sequence[Row]) -> tuple[int, int]:
@@ -144,3 +148,13 @@ def _enlarged_size(image: Tensor) -> tuple[int, int]:
 def _enlarged(image: Tensor) -> Image.Image:
     how = Image.Resampling.NEAREST if keeps_squares(image) else Image.Resampling.LANCZOS
     return picture(image).convert("RGB").resize(_enlarged_size(image), how)
+
+
+@cache
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)  # it comes with Pillow: equal on every machine
+
+
+def _plain(text: str) -> str:
+    """Return `text` in the characters that this font has."""
+    return text.replace("\u00a0", " ").encode("ascii", "replace").decode()

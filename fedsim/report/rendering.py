@@ -2,18 +2,25 @@
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from fedsim.report import wording
-from fedsim.report.drawing import COLOURS, NUM_COLOURS, Drawing, to_svg
+from fedsim.report.charts import svg
+from fedsim.report.palette import DARK, LIGHT, colour_of
 from fedsim.report.pictures import data_uri, keeps_squares
 from fedsim.report.reading import without_paths
 
-MOST_SERIES = 24
-"""Curves that a reader can hide one by one."""
+WIDE, NARROW = 960, 420
+"""Widths of charts, in pixels."""
+NARROW_SCREEN = "(max-width: 40rem)"
+"""Where pages show the narrow ones."""
 
 
 @cache
@@ -38,7 +45,7 @@ def _environment() -> Environment:
         "count": wording.count,
         "nothing": wording.NOTHING,
         "keeps_squares": keeps_squares,
-        "colour_of": lambda series: f"c{series % NUM_COLOURS}",
+        "colour_of": colour_of,
     }
     return environment
 
@@ -47,7 +54,7 @@ def render(template: str, **values: object) -> str:
     """Return a page. Its policy allows its own style sheet and embedded images, nothing else."""
     environment = _environment()
     style = environment.get_template("style.css.j2").render(
-        colours=COLOURS, most_series=MOST_SERIES
+        light=LIGHT, dark=DARK, narrow=NARROW_SCREEN
     )
     sha256 = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
@@ -59,6 +66,42 @@ def render(template: str, **values: object) -> str:
     return page.render(style=own, policy=policy, **values)
 
 
-def both_widths(wide: Drawing, narrow: Drawing) -> Markup:
-    """Return a drawing for wide screens and one for narrow ones; a page shows either."""
-    return to_svg(wide, "wide") + to_svg(narrow, "narrow")
+class Draw(Protocol):
+    """What draws a chart."""
+
+    def __call__(self, *, width: int, colours: Mapping[str, str]) -> Figure:
+        """Draw it so wide, in these colours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart as a page holds it: drawn for wide and narrow screens, in light and dark colours.
+
+    Attributes:
+        label: What it shows, for readers who cannot see it.
+        sources: (media query, image) for all but the first of these.
+        image: For wide screens in light colours.
+    """
+
+    label: str
+    sources: list[tuple[str, str]]
+    image: str
+
+
+def chart(draw: Draw, label: str) -> Chart:
+    """Draw a chart in every way that a page may need it."""
+    dark = "(prefers-color-scheme: dark)"
+    ways = [
+        (f"{NARROW_SCREEN} and {dark}", NARROW, DARK),  # the first that fits is shown
+        (NARROW_SCREEN, NARROW, LIGHT),
+        (dark, WIDE, DARK),
+    ]
+    return Chart(
+        label=label,
+        sources=[(media, _uri(draw(width=w, colours=c))) for media, w, c in ways],
+        image=_uri(draw(width=WIDE, colours=LIGHT)),
+    )
+
+
+def _uri(figure: Figure) -> str:
+    return f"data:image/svg+xml;base64,{b64encode(svg(figure)).decode()}"

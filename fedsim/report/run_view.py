@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from fedsim.records import Record, RunDirectory, read_json
-from fedsim.report.chart import At, Curve, Panel
+from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
 from fedsim.report.pictures import Row, Tile
 from fedsim.report.reading import attack_labels, settings
@@ -109,7 +109,7 @@ class RunView:
     # curves
 
     def panels(self) -> list[Panel]:
-        """Leakage above utility, over the same rounds."""
+        """Leakage above utility, over the same rounds; what has no points is left out."""
         curves = [self.curve(attack, index) for index, attack in self.curve_names]
         title = f"PSNR, dB{' (oracle: an upper bound)' if self.oracle else ''}"
         best = self.strongest
@@ -119,13 +119,12 @@ class RunView:
                 f"data mean {decibels(best.baseline_psnr_db)}": best.baseline_psnr_db,
                 f"counts as recovered, {best.success_threshold_db:g} dB": best.success_threshold_db,
             }
-        return [
-            Panel(title=title, unit=" dB", curves=curves, rules=rules, height=210, digits=1),
-            Panel(
-                title="accuracy", curves=[self.measured("accuracy")], height=92, digits=3, most=1
-            ),
-            Panel(title="loss", curves=[self.measured("loss")], height=70, digits=3),
+        panels = [
+            Panel(title=title, curves=curves, rules=rules, height=210),
+            Panel(title="accuracy", curves=[self.measured("accuracy")], height=92, most=1),
+            Panel(title="loss", curves=[self.measured("loss")], height=70),
         ]
+        return [panel for panel in panels if panel.points]
 
     @property
     def curve_names(self) -> list[tuple[int, str]]:
@@ -145,20 +144,49 @@ class RunView:
                 values.setdefault(score["round"], []).extend(v for v in found if v is not None)
         points = [
             At(round=number, value=median(found), low=min(found), high=max(found))
-            for number, found in sorted(values.items())
             if found
+            else At(round=number, value=None)
+            for number, found in sorted(values.items())
         ]
-        failures = [number for number, found in sorted(values.items()) if not found]
-        return Curve(label=label or attack, series=series, points=points, failures=failures)
+        return Curve(label=label or attack, series=series, points=points)
 
     def measured(self, key: str, series: int | None = None, label: str = "") -> Curve:
-        """Accuracy or loss over rounds."""
-        points = [
-            At(round=record["round"], value=record[key])
-            for record in self.rounds
-            if record.get(key) is not None
-        ]
+        """Accuracy or loss over the rounds that were evaluated; a loss may be no number."""
+        points = [At(round=one["round"], value=one.get(key)) for one in self._evaluated]
         return Curve(label=label or key, series=series, points=points)
+
+    @property
+    def _evaluated(self) -> list[Record]:
+        return [record for record in self.rounds if record.get("accuracy") is not None]
+
+    def round_by_round(self) -> list[Record]:
+        """The curves in numbers: a line per round and attack on images."""
+        measured = {record["round"]: record for record in self._evaluated}
+        attacks: dict[int, list[Record]] = {}
+        for series, name in self.curve_names:
+            for at in self.curve(name, series).points:
+                attacks.setdefault(at.round, []).append({"attack": name, "psnr_db": at})
+        nobody: list[Record] = [{"attack": None, "psnr_db": None}]
+        return [
+            {
+                "round": number,
+                "accuracy": measured.get(number, {}).get("accuracy"),
+                "loss": measured.get(number, {}).get("loss"),
+                "data_mean": self._data_mean(number),
+                **one,
+            }
+            for number in sorted(measured.keys() | attacks.keys())
+            for one in attacks.get(number, nobody)
+        ]
+
+    def _data_mean(self, number: int) -> float | None:
+        values = [
+            value
+            for score in self.scores
+            if score["round"] == number
+            for value in score["baselines"]["data_mean"]["psnr_db"]
+        ]
+        return median(values) if values else None
 
     # images
 

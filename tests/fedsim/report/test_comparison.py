@@ -6,8 +6,7 @@ from statistics import fmean, stdev
 import pytest
 
 from fedsim.errors import ConfigError
-from fedsim.report import compare
-from fedsim.report.comparison import over_seeds
+from fedsim.report.comparison import compare, over_seeds
 from fedsim.stages.summarize import leakage
 from tests.fedsim.conftest import MadeRun, Make
 from tests.fedsim.report.test_page import Page
@@ -51,8 +50,8 @@ def test_every_run_and_attack_has_a_row_and_every_run_a_gallery(
     ):
         assert text in page.text
     assert "No attack has guessed an image." in page.text
-    assert len(page.all("svg")) == 4
-    assert len(page.all("img")) == 3 * 4
+    assert len(page.charts) == 2 * 4
+    assert len(page.all("img")) == 3 * 4 + 2
 
 
 def test_an_oracle_is_marked_beside_its_run(make_run: Make, tmp_path: Path) -> None:
@@ -63,6 +62,9 @@ def test_an_oracle_is_marked_beside_its_run(make_run: Make, tmp_path: Path) -> N
     assert "Oracle." in page.text
     assert "digits-0002 (oracle)" in page.text
     assert "digits-0001 (oracle)" not in page.text
+    for chart in page.charts:
+        assert ">digits-0002 (oracle)<" in chart
+        assert ">digits-0001<" in chart
 
 
 def test_runs_of_one_name_are_told_apart(make_run: Make, tmp_path: Path) -> None:

@@ -3,19 +3,22 @@
 import getpass
 import hashlib
 import re
+import shutil
 import socket
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 
 import pytest
 from PIL import Image
 
 from fedsim.records import RunDirectory
-from fedsim.report import build
+from fedsim.report.page import build
 from tests.fedsim.conftest import MadeRun, Make
 
-VOID = {"meta", "img", "input", "br"}
+SVG = "data:image/svg+xml;base64,"
+VOID = {"meta", "img", "source"}
 
 
 class Page(HTMLParser):
@@ -24,6 +27,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
+        self.source = text
         self.text = ""
         self.open: list[str] = []
         self.feed(text)
@@ -49,6 +53,13 @@ class Page(HTMLParser):
         """Attributes of every such element."""
         return [attributes for name, attributes in self.elements if name == tag]
 
+    @property
+    def charts(self) -> list[str]:
+        """The drawings of the page, in every width and colour scheme."""
+        images = [one["srcset"] for one in self.all("source")]
+        images += [one["src"] for one in self.all("img") if one.get("class") == "chart"]
+        return [b64decode(one.removeprefix(SVG)).decode() for one in images]
+
 
 def page_of(run: RunDirectory) -> Page:
     """Build and read a report; every element must be closed."""
@@ -57,23 +68,27 @@ def page_of(run: RunDirectory) -> Page:
     return page
 
 
-def test_the_report_says_what_was_found_assumed_and_measured(finished_run: RunDirectory) -> None:
-    page = page_of(finished_run)
+@pytest.fixture(scope="session")
+def page(made_once: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The report of a finished run."""
+    copy = tmp_path_factory.mktemp("page") / made_once.name
+    return page_of(RunDirectory(shutil.copytree(made_once.root, copy)))
 
+
+def test_the_report_says_what_was_found_assumed_and_measured(
+    page: Page, made_once: RunDirectory
+) -> None:
     assert "The curious server recovered" in page.text
     assert "hears the weights in force when the update was computed" in page.text
     assert "nearest public image" in page.text
-    assert "accuracy" in page.text
-    assert f"{100 * finished_run.rounds()[-1]['accuracy']:.1f} %" in page.text
+    assert f"{100 * made_once.rounds()[-1]['accuracy']:.1f} %" in page.text
     for name in ("best", "median", "worst", "step 0", "torch", "2.15.0", "training.batch_size"):
         assert name in page.text
     assert "round 1, client 2: 'w' holds NaN or infinity" in page.text
-    assert len(page.all("svg")) == 2  # the chart, for wide and for narrow screens
+    assert len(set(page.charts)) == 4  # wide and narrow, light and dark
 
 
-def test_the_page_stands_alone_and_runs_nothing(finished_run: RunDirectory) -> None:
-    page = page_of(finished_run)
-
+def test_the_page_stands_alone_and_runs_nothing(page: Page) -> None:
     (policy,) = [one["content"] for one in page.all("meta") if "http-equiv" in one]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in policy
@@ -82,15 +97,44 @@ def test_the_page_stands_alone_and_runs_nothing(finished_run: RunDirectory) -> N
     for tag, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         assert "href" not in attributes
-        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
+        for image in (attributes.get("src"), attributes.get("srcset")):
+            assert image is None or image.startswith(("data:image/png;base64,", SVG))
 
 
-def test_the_policy_allows_the_style_sheet_that_is_there(finished_run: RunDirectory) -> None:
-    text = build(finished_run).read_text()
+def test_a_chart_has_words_for_those_who_cannot_see_it(page: Page) -> None:
+    (chart,) = [one for one in page.all("img") if one.get("class") == "chart"]
 
-    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "PSNR, dB; accuracy; loss. Attacks: dlg, IG." in chart["alt"]
+
+
+def test_a_reader_on_a_phone_in_the_dark_is_shown_that_chart_first(page: Page) -> None:
+    assert [one["media"] for one in page.all("source")] == [
+        "(max-width: 40rem) and (prefers-color-scheme: dark)",
+        "(max-width: 40rem)",
+        "(prefers-color-scheme: dark)",
+    ]
+
+
+def test_the_values_of_the_chart_stand_in_a_table(make_run: Make) -> None:
+    run = make_run(MadeRun(rounds=2, failing=(2,)))
+
+    page = page_of(run)
+
+    scores = [one for one in run.scores() if one["attack"] == "dlg" and one["round"] == 1]
+    values = [image["psnr_db"] for one in scores for image in one["images"]]
+    mean = median(v for one in scores for v in one["baselines"]["data_mean"]["psnr_db"])
+    first = run.rounds()[1]
+    measured = f"{first['accuracy']:.3f}{first['loss']:.3f}"
+    spread = f"{median(values):.1f}{min(values):.1f} to {max(values):.1f}{mean:.1f}"
+    assert f"1{measured} dlg{spread}" in page.text
+    assert "no attack on images" in page.text  # round 0
+    assert re.search(r"2[\d.]+ IG\u2013\u2013", page.text)
+
+
+def test_the_policy_allows_the_style_sheet_that_is_there(page: Page) -> None:
+    style = page.source.partition("<style>")[2].partition("</style>")[0]
     sha256 = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"sha256-{sha256}" in text
+    assert f"sha256-{sha256}" in page.source
 
 
 def test_text_of_a_run_cannot_become_markup(make_run: Make) -> None:
@@ -147,12 +191,13 @@ def test_an_oracle_is_marked_on_the_page_and_in_the_chart(make_run: Make) -> Non
 
     assert "Oracle. This adversary is told the private labels" in page.text
     assert "told the private labels (an oracle), recovered" in page.text
-    assert page.text.count("PSNR, dB (oracle: an upper bound)") == 2
+    assert all("PSNR, dB (oracle: an upper bound)" in chart for chart in page.charts)
     assert "dlg (oracle)" in page.text
 
 
-def test_without_an_oracle_nobody_is_called_one(finished_run: RunDirectory) -> None:
-    assert "oracle" not in page_of(finished_run).text.lower()
+def test_without_an_oracle_nobody_is_called_one(page: Page) -> None:
+    assert "oracle" not in page.text.lower()
+    assert not [chart for chart in page.charts if "oracle" in chart]
 
 
 def test_failed_attacks_are_listed_with_their_reasons(make_run: Make) -> None:
@@ -191,7 +236,7 @@ def test_a_report_makes_do_without_any_document_but_the_experiment(
     page = page_of(finished_run)
 
     assert "this run does not record what it was granted" in page.text
-    assert len(page.all("svg")) == 2
+    assert len(page.charts) == 4
 
 
 def test_a_run_without_evaluation_has_leakage_alone(finished_run: RunDirectory) -> None:
@@ -201,7 +246,7 @@ def test_a_run_without_evaluation_has_leakage_alone(finished_run: RunDirectory) 
     page = page_of(finished_run)
 
     assert "not evaluated" in page.text
-    assert len(page.all("svg")) == 2
+    assert len(page.charts) == 4
 
 
 def test_a_run_whose_truth_was_taken_out_still_has_a_report(finished_run: RunDirectory) -> None:

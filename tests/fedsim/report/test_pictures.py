@@ -63,3 +63,7 @@ def test_a_sheet_has_room_for_its_title_its_tiles_and_empty_places() -> None:
 
 def test_a_sheet_of_nothing_is_still_a_picture() -> None:
     assert contact_sheet("title", "", [Row(label="dlg", tiles=[])]).width > 0
+
+
+def test_a_sheet_can_be_about_anything() -> None:
+    assert contact_sheet("3\u00a0dB", "\u4e2d", []).width > 0
