@@ -21,6 +21,13 @@ from attacks.observation import (
     gradient_of,
 )
 
+_AGREEMENT = 0.01
+"""Largest relative difference between autograd's second derivative and a difference quotient."""
+_STEP = 1e-8
+"""Step of the quotient, in input ranges: rarely over a kink, far above rounding."""
+_DIRECTIONS = 3
+"""Directions in which the two may agree."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Victim:
@@ -177,7 +184,9 @@ def check_twice_differentiable(known: Knowledge, weights: Tensors | None = None)
         buffers=dict(model.named_buffers()),
     )
     few = replace(known, batch_size=min(known.batch_size or 2, 2))
-    require_twice_differentiable(rebuild(stand_in, few, dtype=torch.float32))
+    victim = rebuild(stand_in, few, dtype=torch.float64)
+    require_twice_differentiable(victim)
+    _require_agreement(victim)
 
 
 def require_twice_differentiable(victim: Victim) -> None:
@@ -194,8 +203,7 @@ def require_twice_differentiable(victim: Victim) -> None:
     inputs = _random_batch(victim, like=victim.like).requires_grad_()
     targets = torch.arange(victim.batch_size, device=inputs.device) % victim.num_classes
     try:
-        gradient = victim.gradient(inputs, targets)
-        length = torch.stack([g.square().sum() for g in gradient.values()]).sum()
+        length = _length(victim, inputs, targets)
         (slope,) = torch.autograd.grad(length, inputs, allow_unused=True)
     except RuntimeError as error:  # what autograd raises; NotImplementedError is one, too
         reason = str(error).splitlines()[0]
@@ -205,6 +213,45 @@ def require_twice_differentiable(victim: Victim) -> None:
             f"the gradient of {model} does not change with the input, so there is nothing to "
             "match: an operation has no derivative, or all activations are saturated; " + advice
         )
+
+
+def _require_agreement(victim: Victim) -> None:
+    """Compare autograd's second derivative with difference quotients, in double precision.
+
+    An operation that hides its second derivative (a custom backward, say) raises nothing: what
+    autograd returns is then silently wrong. A quotient is wrong, too, where it steps over the kink
+    of a ReLU; so one direction of several in which the two agree is enough.
+
+    Raises:
+        AttackFailed: The two differ in every direction.
+    """
+    inputs = _random_batch(victim, like=victim.like).requires_grad_()
+    targets = torch.arange(victim.batch_size, device=inputs.device) % victim.num_classes
+    (slope,) = torch.autograd.grad(_length(victim, inputs, targets), inputs)
+    low, high = victim.input_range
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(_DIRECTIONS):
+        direction = torch.randn(inputs.shape, generator=generator).to(victim.like)
+        found = float((slope * direction).sum())
+        step = _STEP * (high - low) * direction
+        ahead, behind = (
+            float(_length(victim, inputs.detach() + moved, targets).detach())
+            for moved in (step, -step)
+        )
+        expected = (ahead - behind) / (2 * _STEP * (high - low))
+        if abs(found - expected) <= _AGREEMENT * max(abs(found), abs(expected)):
+            return
+    raise AttackFailed(
+        f"model {type(victim.model).__name__} is not twice differentiable: along one direction "
+        f"its gradient changes by {expected:.3g}, autograd says {found:.3g}; an operation on the "
+        "way hides its second derivative"
+    )
+
+
+def _length(victim: Victim, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared length of the gradient of a batch."""
+    gradient = victim.gradient(inputs, targets)
+    return torch.stack([g.square().sum() for g in gradient.values()]).sum()
 
 
 def _check_shapes(what: str, tensors: Tensors, parameters: dict[str, nn.Parameter]) -> None:
