@@ -1,0 +1,203 @@
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.dlg import DLG
+from attacks.observation import (
+    Attack,
+    AttackFailed,
+    Budget,
+    Kind,
+    Knowledge,
+    LocalRecipe,
+    Observation,
+)
+from attacks.threats import Capability
+
+NUM_CLASSES = 10
+
+
+@pytest.fixture
+def model(rng: torch.Generator) -> nn.Module:
+    """The LeNet of the paper for 8x8 grey images."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 5, padding=2, stride=2),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, padding=2, stride=2),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, padding=2),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(48, NUM_CLASSES),
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
+    return net
+
+
+def overheard(
+    model: nn.Module, images: Tensor, labels: Tensor, **knowledge: Any
+) -> tuple[Observation, Knowledge]:
+    named = dict(model.named_parameters())
+    loss = functional.cross_entropy(model(images), labels)
+    gradient = torch.autograd.grad(loss, list(named.values()))
+    seen = Observation(
+        round=1,
+        sender="client-0",
+        receiver="server",
+        kind=Kind.GRADIENT,
+        update=dict(zip(named, gradient, strict=True)),
+        weights={name: p.detach().clone() for name, p in named.items()},
+    )
+    known = Knowledge(
+        model=model,
+        input_shape=tuple(images.shape[1:]),
+        num_classes=NUM_CLASSES,
+        batch_size=len(images),
+    )
+    return seen, replace(known, **knowledge)
+
+
+@pytest.fixture
+def images(rng: torch.Generator) -> Tensor:
+    """Two images of blurred noise, (2, 1, 8, 8)."""
+    return functional.avg_pool2d(torch.rand(2, 1, 10, 10, generator=rng), 3, stride=1)
+
+
+def worst_error(guess: Tensor, truth: Tensor) -> float:
+    """Mean squared error of the worst of two images, in the better of both orders."""
+    return min(
+        float((guess[order] - truth).square().flatten(1).mean(dim=1).max())
+        for order in ([0, 1], [1, 0])
+    )
+
+
+def test_it_is_an_attack_that_needs_no_labels() -> None:
+    attack: Attack = DLG()
+
+    assert isinstance(attack, Attack)
+    assert Capability.LABELS not in attack.needs
+    assert Capability.WEIGHTS in attack.needs
+
+
+def test_one_image_and_its_label_come_out_of_one_gradient(
+    model: nn.Module, images: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(model, images[:1], torch.tensor([7]))
+
+    found = DLG()(seen, known, rng=rng)
+
+    assert found.labels is not None
+    assert found.labels.tolist() == [7]
+    assert found.inputs is not None
+    # Recovered pixels are off by about 1e-3; a random guess has an error of about 0.1.
+    assert float((found.inputs - images[:1]).square().mean()) < 1e-5
+    assert found.finished
+
+
+def test_two_images_come_out_of_one_gradient(
+    model: nn.Module, images: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(model, images, torch.tensor([7, 1]))
+
+    found = DLG()(seen, known, rng=rng)
+
+    assert found.labels is not None
+    assert sorted(found.labels.tolist()) == [1, 7]
+    assert found.inputs is not None
+    assert worst_error(found.inputs, images) < 1e-4  # about 1e-6 here; the images differ by 0.02
+
+
+def test_single_precision_and_one_local_step_are_enough(
+    model: nn.Module, images: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(
+        model, images[:1], torch.tensor([3]), recipe=LocalRecipe(learning_rate=0.1)
+    )
+    delta = {name: -0.1 * tensor for name, tensor in seen.update.items()}
+
+    found = DLG(double=False)(replace(seen, kind=Kind.DELTA, update=delta), known, rng=rng)
+
+    assert found.inputs is not None
+    assert float((found.inputs - images[:1]).square().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("told", [None, torch.tensor([5]), torch.tensor([-99, 4])])
+def test_labels_it_may_know_are_never_read(
+    told: Tensor | None, model: nn.Module, images: Tensor
+) -> None:
+    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    attack = DLG(steps=5, restarts=1)
+
+    plain = attack(seen, known, rng=torch.Generator().manual_seed(1))
+    other = attack(seen, replace(known, labels=told), rng=torch.Generator().manual_seed(1))
+
+    assert plain.inputs is not None
+    assert other.inputs is not None
+    assert torch.equal(plain.inputs, other.inputs)
+
+
+def test_the_same_seed_gives_the_same_bits_and_the_model_stays_as_it_was(
+    model: nn.Module, images: Tensor
+) -> None:
+    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    before = copy.deepcopy(model.state_dict())
+
+    def run(seed: int) -> Tensor:
+        found = DLG(steps=5, restarts=1)(seen, known, rng=torch.Generator().manual_seed(seed))
+        assert found.inputs is not None
+        return found.inputs
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_spent_budget_ends_it_with_a_guess(
+    model: nn.Module, images: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(model, images[:1], torch.tensor([7]))
+
+    found = DLG()(seen, known, rng=rng, budget=Budget(0.0))
+
+    assert not found.finished
+    assert found.inputs is not None
+    assert found.inputs.shape == (1, 1, 8, 8)
+
+
+def dropping_out() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, NUM_CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("build", "recipe", "reason"),
+    [
+        (dropping_out, None, "random numbers in training mode"),
+        (None, LocalRecipe(num_steps=3, learning_rate=0.1), "3 local steps"),
+    ],
+)
+def test_hopeless_experiments_are_refused_before_they_run(
+    build: Callable[[], nn.Module] | None,
+    recipe: LocalRecipe | None,
+    reason: str,
+    model: nn.Module,
+) -> None:
+    known = Knowledge(
+        model=build() if build else model, input_shape=(1, 8, 8), batch_size=1, recipe=recipe
+    )
+
+    with pytest.raises(AttackFailed, match=reason):
+        DLG().check(known)
+
+
+def test_a_possible_experiment_passes_the_check(model: nn.Module) -> None:
+    DLG().check(Knowledge(model=model, input_shape=(1, 8, 8), batch_size=4))

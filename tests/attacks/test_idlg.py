@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.idlg import IDLG
+from attacks.observation import Attack, AttackFailed, Budget, Kind, Knowledge, Observation
+from attacks.threats import Capability
+
+NUM_CLASSES = 10
+
+
+@pytest.fixture
+def model(rng: torch.Generator) -> nn.Module:
+    """A sigmoid network for 8x8 grey images, weights U(-0.5, 0.5)."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 5, padding=2, stride=2),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, padding=2),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(192, NUM_CLASSES),
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
+    return net
+
+
+@pytest.fixture
+def image(rng: torch.Generator) -> Tensor:
+    """One image of blurred noise, (1, 1, 8, 8)."""
+    return functional.avg_pool2d(torch.rand(1, 1, 10, 10, generator=rng), 3, stride=1)
+
+
+def overheard(model: nn.Module, image: Tensor, label: int) -> tuple[Observation, Knowledge]:
+    named = dict(model.named_parameters())
+    loss = functional.cross_entropy(model(image), torch.tensor([label]))
+    gradient = torch.autograd.grad(loss, list(named.values()))
+    seen = Observation(
+        round=1,
+        sender="client-0",
+        receiver="server",
+        kind=Kind.GRADIENT,
+        update=dict(zip(named, gradient, strict=True)),
+        weights={name: p.detach().clone() for name, p in named.items()},
+    )
+    return seen, Knowledge(
+        model=model, input_shape=(1, 8, 8), num_classes=NUM_CLASSES, batch_size=1
+    )
+
+
+def test_it_is_an_attack_that_needs_no_labels() -> None:
+    attack: Attack = IDLG()
+
+    assert isinstance(attack, Attack)
+    assert Capability.LABELS not in attack.needs
+
+
+@pytest.mark.parametrize("label", [0, 9])
+def test_the_label_is_read_and_the_image_found(
+    label: int, model: nn.Module, image: Tensor, rng: torch.Generator
+) -> None:
+    found = IDLG()(*overheard(model, image, label), rng=rng)
+
+    assert found.labels is not None
+    assert found.labels.tolist() == [label]
+    assert found.inputs is not None
+    # Recovered pixels are off by about 1e-3; a random guess has an error of about 0.1.
+    assert float((found.inputs - image).square().mean()) < 1e-5
+
+
+def test_an_image_is_found_from_half_of_the_coordinates(
+    model: nn.Module, image: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(model, image, 4)
+    visible = {
+        name: torch.rand(tensor.shape, generator=rng) < 0.5 if "weight" in name else tensor > -9
+        for name, tensor in seen.update.items()
+    }
+    update = {name: torch.where(visible[name], t, torch.nan) for name, t in seen.update.items()}
+
+    found = IDLG()(replace(seen, update=update, visible=visible), known, rng=rng)
+
+    assert found.inputs is not None
+    assert float((found.inputs - image).square().mean()) < 1e-4
+
+
+def test_without_the_classifier_no_label_is_read(
+    model: nn.Module, image: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overheard(model, image, 4)
+    update = {name: t for name, t in seen.update.items() if not name.startswith("5.")}
+
+    with pytest.raises(AttackFailed, match="labels cannot be read"):
+        IDLG()(replace(seen, update=update), known, rng=rng)
+
+
+def test_labels_it_may_know_are_never_read(model: nn.Module, image: Tensor) -> None:
+    seen, known = overheard(model, image, 4)
+    attack = IDLG(steps=5, restarts=1)
+
+    plain = attack(seen, known, rng=torch.Generator().manual_seed(1))
+    garbage = replace(known, labels=torch.tensor([9]))
+    other = attack(seen, garbage, rng=torch.Generator().manual_seed(1))
+
+    assert plain.inputs is not None
+    assert other.inputs is not None
+    assert torch.equal(plain.inputs, other.inputs)
+
+
+def test_a_spent_budget_ends_it_with_a_guess(
+    model: nn.Module, image: Tensor, rng: torch.Generator
+) -> None:
+    found = IDLG()(*overheard(model, image, 4), rng=rng, budget=Budget(0.0))
+
+    assert not found.finished
+    assert found.inputs is not None
+    assert found.labels is not None
+    assert found.labels.tolist() == [4]
