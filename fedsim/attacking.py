@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from attacks import ATTACKS
 from attacks.observation import Attack, AttackFailed, Budget, Observation, Reconstruction
 from fedsim.components import build
 from fedsim.config import AttackConfig, Experiment, parse_experiment
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, trail
 from fedsim.knowledge import knowledge_about, read_knowledge
 from fedsim.records import Record, RunDirectory, read_json
 from fedsim.seeds import stream
@@ -75,7 +74,7 @@ class AttackWorker:
             self.run.append_event(
                 "attack-crashed",
                 f"{title} on {observation}: {reason}",
-                traceback=traceback.format_exc(limit=-6),
+                trail=trail(error),
             )
         self.run.write_reconstruction(record, title, guess, reason=reason, seconds=budget.elapsed)
         status = "failed" if guess is None else "done" if guess.finished else "unfinished"

@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,13 @@ from torch import Tensor
 from fedsim.catalog import resolve
 from fedsim.config import Experiment, parse_experiment, read_experiment
 from fedsim.engines import ENGINES
-from fedsim.errors import ConfigError, FedsimError, RunFailed
+from fedsim.errors import ConfigError, FedsimError, RunFailed, trail
 from fedsim.pool import AttackPool, ProcessPool
-from fedsim.records import Record, RunDirectory, digest, read_json, read_tensors
+from fedsim.records import Record, RunDirectory, digest, part_of, read_json, read_tensors
 from fedsim.report.page import build as build_report
 from fedsim.stages.attack import Follower
 from fedsim.stages.prepare import Plan, check, write_plan
-from fedsim.stages.score import score_one
+from fedsim.stages.score import score, score_one
 from fedsim.stages.summarize import summarize
 from fedsim.writers import Writer, open_writers
 
@@ -160,8 +159,7 @@ def score_again(path: Path) -> RunResult:
     directory = RunDirectory.open(path)
     plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
     with _recording(directory):
-        records = directory.reconstruction_records()
-        directory.rewrite_log("scores", [_score(plan, directory, record) for record in records])
+        score(directory, **_scoring(plan))
         before = read_json(directory.summary) if directory.summary.is_file() else {}
         seconds = before.get("seconds", {"training": 0.0, "total": 0.0})
         return _conclude(plan, directory, before.get("status", "interrupted"), seconds)
@@ -175,13 +173,7 @@ def final_weights(directory: RunDirectory) -> dict[str, Tensor]:
     """
     if not directory.checkpoint.is_file():
         raise ConfigError(f"run '{directory.name}' has no weights yet")
-    tensors, _ = read_tensors(directory.checkpoint)
-    prefix = "weights/"
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return part_of(read_tensors(directory.checkpoint)[0], "weights")
 
 
 def _go(
@@ -245,16 +237,15 @@ def _conclude(
     return RunResult(directory.root, summary)
 
 
-def _score(plan: Plan, directory: RunDirectory, record: Record) -> Record:
-    return score_one(
-        directory,
-        record,
-        public_sample=plan.public_sample,
-        seed=plan.experiment.seed,
-        threat=plan.threat.name,
-        defense="none",
-        success_threshold_db=plan.experiment.score.success_threshold_db,
-    )
+def _scoring(plan: Plan) -> dict[str, Any]:
+    """Return what scoring needs to know of a run, by keyword."""
+    return {
+        "public_sample": plan.public_sample,
+        "seed": plan.experiment.seed,
+        "threat": plan.threat.name,
+        "defense": "none",
+        "success_threshold_db": plan.experiment.score.success_threshold_db,
+    }
 
 
 class _Beside:
@@ -331,11 +322,11 @@ class _Beside:
                 self._answered(record)
 
     def _answered(self, record: Record) -> None:
-        score = _score(self.plan, self.directory, record)
-        self.directory.append_score(score)
-        self.progress.scores.append(score)
+        scored = score_one(self.directory, record, **_scoring(self.plan))
+        self.directory.append_score(scored)
+        self.progress.scores.append(scored)
         for writer in self.writers:
-            writer.score(score)
+            writer.score(scored)
 
 
 @contextlib.contextmanager
@@ -351,7 +342,7 @@ def _recording(directory: RunDirectory) -> Iterator[None]:
             reason = f"cannot write its records: {error.strerror or error}"
         else:
             reason = f"{type(error).__name__}: {error}"
-            details["traceback"] = traceback.format_exc(limit=-8)
+            details["trail"] = trail(error)
         with contextlib.suppress(OSError):
             directory.append_event("run-failed", reason, **details)
         raise RunFailed(f"run '{directory.root}' failed: {reason}; its records are kept") from error

@@ -1,5 +1,8 @@
 """Errors whose messages are meant for the person who runs an experiment."""
 
+import traceback
+from pathlib import Path
+
 
 class FedsimError(Exception):
     """Base: the message says where, what was expected, what came, and what to do."""
@@ -15,3 +18,9 @@ class DataMissing(FedsimError):
 
 class RunFailed(FedsimError):
     """The run ended early; what it recorded is kept and usable."""
+
+
+def trail(error: BaseException, most: int = 8) -> list[str]:
+    """Return where an unforeseen error came from, innermost last; without anybody's folders."""
+    frames = traceback.extract_tb(error.__traceback__)[-most:]
+    return [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]

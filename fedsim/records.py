@@ -82,6 +82,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `part/`, by the rest of their names."""
+    prefix = f"{part}/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def append_line(path: Path, record: Record) -> None:
     """Add one JSON line in a single write; half a line, on a full disk, is taken back."""
     line = (json.dumps(record, allow_nan=False) + "\n").encode()

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, read_tensors, replace_tensors
+from fedsim.records import RunDirectory, part_of, read_tensors, replace_tensors
 from fedsim.wire import to_record, to_tensors
 
 
@@ -48,24 +48,9 @@ def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | 
                 f"run '{run.name}' was made with another strategy: its checkpoint has "
                 f"'{attribute}', {type(strategy).__name__} does not"
             )
-        prefix = f"strategy/{attribute}/"
-        parts = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
+        parts = part_of(tensors, f"strategy/{attribute}")
         setattr(strategy, attribute, _rebuild(parts, shape))
-    return int(metadata["round"]), to_record(weights_of(tensors))
-
-
-def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights among a checkpoint's tensors."""
-    prefix = "weights/"
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return int(metadata["round"]), to_record(part_of(tensors, "weights"))
 
 
 def _memory(strategy: Strategy) -> tuple[dict[str, Tensor], dict[str, Any]]:

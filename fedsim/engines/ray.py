@@ -60,6 +60,9 @@ class ClientWorker:
             number: client_context(parsed, run, number) for number in numbers
         }
 
+    def ready(self) -> None:
+        """Return once the worker is built."""
+
     def answer(
         self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
     ) -> list[Message]:
@@ -94,6 +97,8 @@ class RayGrid(LocalGrid):
         self.run_directory = run
         self.size = min(experiment.engine.workers, self.num_nodes)
         self.actors = [self._start(place) for place in range(self.size)]
+        # the reply timeout of a round must not have to cover the start of processes
+        ray.get([actor.ready.remote() for actor in self.actors])
 
     def _start(self, place: int) -> Any:
         actor = ray.remote(ClientWorker).options(

@@ -230,7 +230,7 @@ def test_what_could_never_work_is_refused_before_the_run(experiment: Path) -> No
     with pytest.raises(ConfigError, match="sum of up to 240 local steps, not one gradient"):
         fedsim.run(experiment, overrides=fedavg)
     hard = ["attacks.noise.name=dlg", "model.name=own_models:hard", "model.options={}"]
-    with pytest.raises(ConfigError, match="'noise' cannot work here: .*differentia"):
+    with pytest.raises(ConfigError, match=r"'noise' cannot work here: .*differentia"):
         fedsim.run(experiment, overrides=hard)
     with pytest.raises(ConfigError, match="'noise' is no attack: Formatter must have"):
         fedsim.run(experiment, overrides=["attacks.noise.name=string:Formatter"])
@@ -318,7 +318,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(
         return write(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", until_full)
-    with pytest.raises(RunFailed, match="No space left on device.*its records are kept"):
+    with pytest.raises(RunFailed, match=r"No space left on device.*its records are kept"):
         fedsim.run(experiment, overrides=["rounds=12", 'adversary.rounds="all"'])
     monkeypatch.setattr(Path, "write_bytes", write)
 
