@@ -288,8 +288,6 @@ def main() -> None:
         print(f"  {name:<12}", *(f"{key} {ratio:.1f}x" for key, ratio in found.items()), sep="  ")
     if arguments.output:
         record = {
-            "torch": torch.__version__,
-            "machine": f"{platform.machine()}, one thread",
             "environment": environment(),
             "ratios": ratios(table),
             "table": table,
