@@ -59,7 +59,7 @@ def render(progress: Progress) -> RenderableType:
     for heading in ("round", "acc.", "loss"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("attack", no_wrap=True)
-    for heading in ("victims", "median", "best", "guess", "labels"):
+    for heading in ("victims", "median", "best", "guess", "label"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = rows_of(progress)
     for row in rows[-MOST_ROWS:]:
