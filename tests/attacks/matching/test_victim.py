@@ -272,3 +272,14 @@ def test_a_model_whose_gradient_says_nothing_of_the_input_is_refused() -> None:
 
     with pytest.raises(AttackFailed, match="of model Blind does not change with the input"):
         check_twice_differentiable(known)
+
+
+def test_a_model_whose_gradient_hardly_changes_passes() -> None:
+    deep = nn.Sequential(
+        nn.Flatten(), *(layer for _ in range(8) for layer in (nn.Linear(16, 16), nn.Sigmoid()))
+    )
+    with torch.no_grad():  # every layer flattens the signal by about a hundred
+        for parameter in deep.parameters():
+            parameter.copy_(0.01 * torch.arange(parameter.numel()).cos().view_as(parameter))
+
+    check_twice_differentiable(Knowledge(model=deep, input_shape=(1, 4, 4)))
