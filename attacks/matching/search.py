@@ -110,4 +110,5 @@ def search(
         seconds=time.monotonic() - began,
         finished=found.finished,
         snapshots=snapshots.end(steps, points, values),
+        notes={"relative_distance": (float(values[best]) / square_norm) ** 0.5},
     )

@@ -29,6 +29,9 @@ def test_the_only_image_with_this_gradient_is_found(
     torch.testing.assert_close(found.inputs, image, atol=1e-3, rtol=0)
     assert found.matching_loss is not None
     assert found.matching_loss <= 1e-12 * victim.square_norm
+    assert found.notes["relative_distance"] == pytest.approx(
+        (found.matching_loss / victim.square_norm) ** 0.5
+    )
 
 
 def test_snapshots_lead_from_the_start_to_the_guess(victim: Victim, rng: torch.Generator) -> None:
