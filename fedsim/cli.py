@@ -125,8 +125,8 @@ def list_command(
 
     lines = entries(family)
     if not lines:
-        raise ConfigError(f"there are no {family} in this version")
-    width = max(len(name) for name, _ in lines)
+        typer.echo(f"there are no {family} in this version yet")
+    width = max((len(name) for name, _ in lines), default=0)
     for name, line in lines:
         typer.echo(f"{name:<{width}}  {line}")
 

@@ -7,6 +7,7 @@ its messages; what many messages share (the weights) is put into the object stor
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from fedsim.engines.local import (
     failure,
     server_context,
 )
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunFailed
 from fedsim.pool import AttackPool, Job
 from fedsim.records import Record, RunDirectory
 
@@ -98,7 +99,11 @@ class RayGrid(LocalGrid):
         self.size = min(experiment.engine.workers, self.num_nodes)
         self.actors = [self._start(place) for place in range(self.size)]
         # the reply timeout of a round must not have to cover the start of processes
-        ray.get([actor.ready.remote() for actor in self.actors])
+        try:
+            ray.get([actor.ready.remote() for actor in self.actors])
+        except RayError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise RunFailed(f"a client worker did not start: {said}") from error
 
     def _start(self, place: int) -> Any:
         actor = ray.remote(ClientWorker).options(
@@ -287,8 +292,16 @@ def _initialize(experiment: Experiment) -> None:
         workers = experiment.engine.workers
         settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
     try:
+        _require_listener(address)
         ray.init(address=address, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"engine.address: cannot join a Ray cluster at '{address}': {error}"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Find out at once whether anybody listens at HOST:PORT; Ray itself asks for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
