@@ -1,11 +1,11 @@
 """Deep Leakage from Gradients (Zhu et al., 2019, https://arxiv.org/abs/1906.08935).
 
 Inputs and soft labels are searched for together until the gradient they give is the one heard,
-in squared distance, by L-BFGS. Differs from the paper: a line search, without which a third of
-the searches and more diverge; coordinates weighted like natural images and starts drawn with the
-same weights (`attacks.matching.coordinates`), which save nine of ten steps; double precision;
-further restarts only if the first gets stuck. Several examples are searched for at once, where
-the paper takes turns among them.
+in squared distance, by L-BFGS. Differs from the paper: a line search, without which some searches
+diverge (4 of 24 in `benchmarks/README.md`); coordinates weighted like natural images and starts
+drawn with the same weights (`attacks.matching.coordinates`), which save most of the steps; double
+precision; further restarts only if the first gets stuck. Several examples are searched for at
+once, where the paper takes turns among them.
 """
 
 from collections.abc import Sequence
