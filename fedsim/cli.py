@@ -25,6 +25,9 @@ from fedsim.errors import ConfigError, FedsimError, RunFailed
 DONE, BAD_INPUT, RUN_FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes; `docs/commands.md` explains them."""
 
+REFUSALS = ("client-failed", "no-reply", "update-rejected")
+"""Events that a person should hear of at the end of a run."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -62,11 +65,21 @@ def run_command(
         raise ConfigError("give either an experiment or --resume RUN")
     if resume is not None and overrides:
         raise ConfigError("--set has no place with --resume: a resumed run keeps its experiment")
-    with LiveTable(_console(as_json)) as table:
-        if resume is not None:
-            result = driver.resume(resume, watch=table.watch)
-        else:
-            result = driver.run(str(experiment), overrides=overrides or (), watch=table.watch)
+    table = LiveTable(_console(as_json))
+    try:
+        with table:
+            if resume is not None:
+                result = driver.resume(resume, watch=table.watch)
+            else:
+                result = driver.run(str(experiment), overrides=overrides or (), watch=table.watch)
+    except KeyboardInterrupt:
+        if table.last is None:
+            raise
+        _end(
+            "interrupted; what was recorded is kept: go on with "
+            f"fedsim run --resume {table.last.run.root}",
+            INTERRUPTED,
+        )
     _conclude(result, as_json)
 
 
@@ -160,6 +173,10 @@ def _conclude(result: "driver.RunResult", as_json: bool) -> None:  # type: ignor
         typer.echo(json.dumps(result.summary, indent=1))
     else:
         typer.echo(result.report)
+    refused = [event for event in result.events if event["kind"] in REFUSALS]
+    if refused:
+        said = f"{len(refused)} replies were refused, see events.jsonl; the last: "
+        errors.print(said + refused[-1]["message"], style="yellow", markup=False)
 
 
 @contextlib.contextmanager
@@ -170,6 +187,8 @@ def _exit_codes() -> Iterator[None]:
     except click.UsageError as error:
         error.show()
         raise SystemExit(BAD_INPUT) from None
+    except OSError as error:
+        _end(f"{error.filename or 'a file'}: {error.strerror or error}", BAD_INPUT)
     except RunFailed as error:
         _end(str(error), RUN_FAILED)
     except FedsimError as error:

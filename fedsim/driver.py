@@ -90,6 +90,11 @@ class RunResult:
         return final_weights(RunDirectory(self.directory))
 
     @property
+    def events(self) -> list[Record]:
+        """Faults, refused replies, crashed attacks, resumes."""
+        return RunDirectory(self.directory).events()
+
+    @property
     def scores(self) -> list[Record]:
         """The scores, one per observation and attack."""
         return RunDirectory(self.directory).scores()

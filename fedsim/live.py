@@ -58,7 +58,7 @@ def render(progress: Progress) -> RenderableType:
     )
     for heading in ("round", "acc.", "loss"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("attack", no_wrap=True)
+    table.add_column("attack", overflow="fold")  # gives way before any number does
     for heading in ("victims", "median", "best", "guess", "label"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = rows_of(progress)

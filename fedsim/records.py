@@ -136,7 +136,7 @@ class RunDirectory:
             for number in range(1, 1_000_000):
                 root = parent / f"{stem}-{number:04d}"
                 try:
-                    root.mkdir()
+                    root.mkdir(mode=0o700)  # what was overheard is private data, too
                 except FileExistsError:
                     continue
                 run = cls(root)

@@ -129,6 +129,10 @@ def build_strategy(experiment: Experiment) -> Strategy:
         strategy: Strategy = factory(**given, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server.options: strategy '{name}' refused them: {error}") from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"server.strategy '{name}' made {type(strategy).__name__}, not a Flower Strategy"
+        )
     return strategy
 
 

@@ -17,7 +17,7 @@ from fedsim.catalog import BUILD_STRATEGY, load, nearest
 from fedsim.config import Experiment
 from fedsim.data.images import public_sample
 from fedsim.engines import ENGINES
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError, trail
 from fedsim.knowledge import knowledge_from, knowledge_record, recipe_of, write_knowledge
 from fedsim.records import FORMAT, Record, RunDirectory, replace_bytes, replace_json
 from fedsim.seeds import stream
@@ -54,6 +54,18 @@ def check(experiment: Experiment) -> Plan:
         ConfigError: Something cannot be; the message says where and what to do.
         DataMissing: The data are not there.
     """
+    try:
+        return _check(experiment)
+    except FedsimError:
+        raise
+    except Exception as error:  # models, data and attacks may be the user's own code
+        raise ConfigError(
+            f"the experiment cannot be set up: {type(error).__name__}: {error} "
+            f"(at {trail(error, 1)[0]})"
+        ) from error
+
+
+def _check(experiment: Experiment) -> Plan:
     name = experiment.engine.name
     if name not in ENGINES and ":" not in name:
         raise ConfigError(f"engine.name: unknown engine '{name}'{nearest(name, ENGINES)}")

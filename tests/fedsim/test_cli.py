@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,55 @@ def test_ctrl_c_ends_with_one_message_and_its_own_code(
 
     assert command(monkeypatch, "run", str(tiny)) == cli.INTERRUPTED
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def model(:", "SyntaxError"),
+        ("def model(shape, classes, *, rng): raise KeyError('shape')", "KeyError: 'shape'"),
+        ("def model(shape, classes, *, rng): return 3", "AttributeError"),
+    ],
+)
+def test_broken_code_of_the_users_own_ends_with_one_message_and_code_2(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    said: str,
+) -> None:
+    (tiny.parent / "broken_own.py").write_text(code)
+    sys.modules.pop("broken_own", None)
+    sets = ("--set", "model.name=broken_own:model", "--set", "model.options={}")
+
+    assert command(monkeypatch, "run", str(tiny), *sets) == cli.BAD_INPUT
+
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_run_is_named_with_the_way_to_go_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: object, server_round: int, arrays: object) -> None:
+        time.sleep(0.5)  # so that the table has been drawn once
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.rounds._Rounds.one", interrupted)
+
+    assert command(monkeypatch, "run", str(tiny)) == cli.INTERRUPTED
+    assert "fedsim run --resume runs/tiny-0001" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_page_that_cannot_be_written_ends_with_one_message_and_code_2(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "run", str(tiny)) == cli.DONE
+    (tiny.parent / "occupied").write_text("a file, not a folder")
+    run = "runs/tiny-0001"
+
+    code = command(monkeypatch, "compare", run, run, "--output", "occupied/page.html")
+
+    assert code == cli.BAD_INPUT
+    assert "occupied" in capsys.readouterr().err
