@@ -42,7 +42,7 @@ from attacks.observation import (
     only,
     require_one_step,
 )
-from attacks.threats import Capability
+from attacks.threats import WHITE_BOX, Capability
 
 _ROUNDING = 3e-7
 """Relative error of an entry of a float32 gradient, which is a sum of rounded products."""
@@ -367,14 +367,7 @@ class ClosedForm:
     @property
     def needs(self) -> frozenset[Capability]:
         """The weights in force and the architecture, one image's shape, and that it is one."""
-        return frozenset(
-            {
-                Capability.WEIGHTS,
-                Capability.ARCHITECTURE,
-                Capability.INPUT_DOMAIN,
-                Capability.BATCH_SIZE,
-            }
-        )
+        return WHITE_BOX
 
     def check(self, known: Knowledge) -> None:
         """Refuse several steps, several images, and models that are no chain to be undone."""

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import torch
 
 from attacks.matching.search import Effort, search
-from attacks.matching.victim import check_twice_differentiable, rebuild
+from attacks.matching.victim import check_matchable, rebuild
 from attacks.observation import (
     Budget,
     Knowledge,
     Observation,
     Reconstruction,
     only,
-    require_one_step,
 )
-from attacks.threats import Capability
+from attacks.threats import WHITE_BOX, Capability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +44,11 @@ class DLG:
     @property
     def needs(self) -> frozenset[Capability]:
         """The weights in force, the model, what inputs look like, and how many there are."""
-        return frozenset(
-            {
-                Capability.WEIGHTS,
-                Capability.ARCHITECTURE,
-                Capability.INPUT_DOMAIN,
-                Capability.BATCH_SIZE,
-            }
-        )
+        return WHITE_BOX
 
     def check(self, known: Knowledge) -> None:
         """Refuse several steps, and models whose gradient cannot be differentiated again."""
-        require_one_step(known.recipe)
-        check_twice_differentiable(known)
+        check_matchable(known)
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from attacks.matching.priors import total_variation
 from attacks.matching.rows import GradientOf, by_rows
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.victim import (
-    check_twice_differentiable,
+    check_matchable,
     labels_of,
     rebuild,
     require_twice_differentiable,
@@ -32,9 +32,8 @@ from attacks.observation import (
     Observation,
     Reconstruction,
     only,
-    require_one_step,
 )
-from attacks.threats import Capability
+from attacks.threats import ORACLE, WHITE_BOX, Capability
 
 _NOISE = (
     0.25  # of the start, as a fraction of the range; about 1 in normalised pixels, as published
@@ -66,18 +65,11 @@ class InvertingGradients:
     @property
     def needs(self) -> frozenset[Capability]:
         """The weights in force, the model, what inputs look like, how many; oracle labels."""
-        needs = {
-            Capability.WEIGHTS,
-            Capability.ARCHITECTURE,
-            Capability.INPUT_DOMAIN,
-            Capability.BATCH_SIZE,
-        }
-        return frozenset(needs | {Capability.LABELS} if self.labels == "oracle" else needs)
+        return WHITE_BOX | ORACLE if self.labels == "oracle" else WHITE_BOX
 
     def check(self, known: Knowledge) -> None:
         """Refuse several steps, and models whose gradient cannot be differentiated again."""
-        require_one_step(known.recipe)
-        check_twice_differentiable(known)
+        check_matchable(known)
 
     def __call__(
         self,

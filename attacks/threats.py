@@ -47,6 +47,16 @@ class Position(StrEnum):
 ACTIVE = frozenset({Capability.CHANGE_WEIGHTS, Capability.CHANGE_ARCHITECTURE})
 ORACLE = frozenset({Capability.LABELS})
 
+WHITE_BOX = frozenset(
+    {
+        Capability.WEIGHTS,
+        Capability.ARCHITECTURE,
+        Capability.INPUT_DOMAIN,
+        Capability.BATCH_SIZE,
+    }
+)
+"""What it takes to recompute the gradient of a guess."""
+
 _PARTICIPANT = frozenset(
     {
         Capability.ARCHITECTURE,

@@ -19,6 +19,7 @@ from attacks.observation import (
     Observation,
     Tensors,
     gradient_of,
+    require_one_step,
 )
 
 _AGREEMENT = 0.01
@@ -161,6 +162,16 @@ def labels_of(victim: Victim, known: Knowledge) -> Tensor:
             "heard completely"
         )
     return labels
+
+
+def check_matchable(known: Knowledge) -> None:
+    """Refuse, before anything was heard, what no attack by matching could invert.
+
+    Raises:
+        AttackFailed: Clients take several steps, or see `check_twice_differentiable`.
+    """
+    require_one_step(known.recipe)
+    check_twice_differentiable(known)
 
 
 def check_twice_differentiable(known: Knowledge, weights: Tensors | None = None) -> None:
