@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.threats import Capability
+
+if TYPE_CHECKING:
+    from attacks.defense import KnownDefense, Noise
 
 Tensors = Mapping[str, Tensor]
 """Tensors by parameter name."""
@@ -121,6 +124,10 @@ class Knowledge:
         labels: Oracle only: the private labels, shape (B,), int64.
         recipe: How clients train.
         public_sample: Inputs of the same kind that belong to no client, shape (N, C, H, W).
+        defenses: What clients do to an update before they send it, in order; see `attacks.defense`.
+        noise: How exact what was heard is, where a defense that was read says so.
+        length_known: Whether the length of an update means anything; after clipping, only its
+            direction does.
     """
 
     model: nn.Module | None = None
@@ -132,6 +139,9 @@ class Knowledge:
     labels: Tensor | None = None
     recipe: LocalRecipe | None = None
     public_sample: Tensor | None = None
+    defenses: "tuple[KnownDefense, ...]" = ()
+    noise: "Noise | None" = None
+    length_known: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,13 @@ from flwr.clientapp import ClientApp
 from attacks.threats import Capability
 from clients.checking import build_checks, inspect
 from clients.checks.alarm import Alarm, Check
+from clients.defending import defend
 from clients.local_training import LocalUpdate, local_update
+from clients.memory import Memory
 from clients.participant import Participant, participant
 from fedsim import truth
 from fedsim.config import ClientsConfig, Experiment
+from fedsim.defenses import Defense, build_chain
 from fedsim.records import RunDirectory
 from fedsim.tasks import evaluate
 from fedsim.threat import threat_of
@@ -28,6 +31,7 @@ from fedsim.wire import (
     TRAIN_LOSS,
     load_state,
     read_run_directory,
+    shared_parameters,
     to_record,
     to_tensors,
 )
@@ -57,6 +61,8 @@ def train(message: Message, context: Context) -> Message:
     alarms = inspect(me, checks_of(me.experiment), server_round, run)
     if alarms and me.experiment.clients.on_alarm == "refuse":
         return Message(Error(REFUSED, _refusal(alarms)), reply_to=message)
+    chain = chain_of(me.experiment)
+    before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
     update = local_update(
         me.model,
         me.task.loss,
@@ -70,6 +76,14 @@ def train(message: Message, context: Context) -> Message:
     )
     if run is not None and me.experiment.adversary.hears(server_round, me.number):
         seal(run, me, server_round, update)
+    update = defend(
+        me,
+        update,
+        chain,
+        before=before,
+        server_round=server_round,
+        memory=Memory(me.name, run, context.state),
+    )
     metrics = MetricRecord({NUM_EXAMPLES: len(update.used), TRAIN_LOSS: update.train_loss})
     content = RecordDict({ARRAYS: to_record(update.tensors), METRICS: metrics})
     if update.buffers:
@@ -103,6 +117,18 @@ def _checks(config: str) -> dict[str, Check]:
 def checks_of(experiment: Experiment) -> dict[str, Check]:
     """Return the checks of an experiment, made once per process."""
     return _checks(experiment.clients.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _chain(config: str) -> dict[str, Defense]:
+    return build_chain(Experiment.model_validate_json(config))
+
+
+def chain_of(experiment: Experiment) -> dict[str, Defense]:
+    """Return the defenses of an experiment by title, in order, made once per process."""
+    if not experiment.defenses:
+        return {}
+    return _chain(experiment.model_dump_json())
 
 
 def _refusal(alarms: list[Alarm]) -> str:

@@ -141,12 +141,12 @@ class _Victim:
 
 
 def seal_off(root: Path) -> None:
-    """Make every attempt of this process to open a file below `truth/` an error.
+    """Make every attempt of this process to open a file below `truth/` or `memory/` an error.
 
     Files that compiled code opens by itself are out of reach: this guards against mistakes, not
     against an attack written to cheat.
     """
-    sealed = os.path.realpath(root / "truth") + os.sep
+    sealed = tuple(os.path.realpath(root / part) + os.sep for part in ("truth", "memory"))
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):

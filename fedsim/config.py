@@ -221,6 +221,9 @@ class AdversaryConfig(Section):
     """Clients whose messages it keeps."""
     grants: list[Capability] = Field(default_factory=list)
     """Capabilities beyond those of the threat model; `labels` is an oracle and shown as one."""
+    told_defense: Literal["settings", "names"] = "settings"
+    """What an adversary with `defense` is told of it: names and settings, or names alone; it then
+    estimates the settings."""
     public_sample: Annotated[int, Field(ge=1)] = 100
     """Examples of the test split that baselines, and an adversary with `public-sample`, have."""
 
@@ -248,6 +251,22 @@ class AttackConfig(Section):
     join_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds of the same victim that the attack gets together, the last one and those before it;
     its guess is that of the last one's batch."""
+
+    @property
+    def title(self) -> str:
+        """How records and reports call it."""
+        return self.label or self.name.replace(":", ".")
+
+
+class DefenseConfig(Section):
+    """One link of the chain of defenses."""
+
+    name: str
+    """A name from `fedsim list defenses`, or `package.module:Name` of your own."""
+    label: Annotated[str, Field(pattern=r"^[\w.+-]*$")] = ""
+    """How records and reports call it: letters, digits and . _ + -; empty means its name."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the defense, such as `scale`."""
 
     @property
     def title(self) -> str:
@@ -292,6 +311,8 @@ class Experiment(Section):
     adversary: AdversaryConfig = AdversaryConfig()
     attacks: list[AttackConfig] = Field(default_factory=list)
     """Attacks, each on every observation."""
+    defenses: list[DefenseConfig] = Field(default_factory=list)
+    """Defenses, in the order in which they act."""
     score: ScoreConfig = ScoreConfig()
     output: OutputConfig = OutputConfig()
 
@@ -326,11 +347,19 @@ class Experiment(Section):
                     f"attacks.{attack.title}.join_rounds must be at most {len(listens)}, the "
                     f"rounds that the adversary listens to, got {attack.join_rounds}"
                 )
-        titles = [attack.title for attack in self.attacks]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise ValueError(f"attacks: two are called '{title}'; give each a label of its own")
+        for family, named in (("attacks", self.attacks), ("defenses", self.defenses)):
+            titles = [one.title for one in named]
+            for title in titles:
+                if titles.count(title) > 1:
+                    raise ValueError(
+                        f"{family}: two are called '{title}'; give each a label of its own"
+                    )
         return self
+
+    @property
+    def defense_title(self) -> str:
+        """How records and reports call the chain of defenses; "none" without one."""
+        return " + ".join(defense.title for defense in self.defenses) or "none"
 
     def to_toml(self) -> str:
         """Return the whole experiment, defaults filled in, as TOML."""

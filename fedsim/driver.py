@@ -250,7 +250,7 @@ def _scoring(plan: Plan) -> dict[str, Any]:
         "public_sample": plan.public_sample,
         "seed": plan.experiment.seed,
         "threat": plan.threat.name,
-        "defense": "none",
+        "defense": plan.experiment.defense_title,
         "success_threshold_db": plan.experiment.score.success_threshold_db,
     }
 

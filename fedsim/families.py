@@ -8,6 +8,7 @@ from attacks.threats import THREATS
 from fedsim.catalog import CHECKS, load, nearest, summary
 from fedsim.config import shipped
 from fedsim.data import DATASETS, PARTITIONERS
+from fedsim.defenses import DEFENSES
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError
 from fedsim.models import MODELS
@@ -30,7 +31,7 @@ def _strategies() -> Lines:
 FAMILIES: dict[str, Callable[[], Lines]] = {
     "attacks": lambda: _table(ATTACKS),
     "checks": lambda: _table(load(CHECKS)),
-    "defenses": list,
+    "defenses": lambda: _table(DEFENSES),
     "engines": lambda: _table(ENGINES),
     "experiments": _experiments,
     "models": lambda: _table(MODELS),

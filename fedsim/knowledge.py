@@ -12,6 +12,7 @@ from torch.nn import functional
 from attacks.observation import Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AttackConfig, Experiment
+from fedsim.defenses import known_defenses
 from fedsim.models.build import build_model
 from fedsim.named_attacks import active_attack, implanted
 from fedsim.records import (
@@ -81,6 +82,12 @@ def knowledge_record(
         record["batch_size"] = batch_size or experiment.training.batch_size
     if Capability.LOCAL_RECIPE in grants:
         record["recipe"] = asdict(recipe)
+    if Capability.DEFENSE in grants:
+        told = experiment.adversary.told_defense == "settings"
+        record["defenses"] = [
+            {"name": one.name, "label": one.label, "options": one.options if told else None}
+            for one in experiment.defenses
+        ]
     if Capability.LABELS in grants:
         record["labels"] = "oracle"
     return record
@@ -112,6 +119,7 @@ def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowl
         batch_size=record.get("batch_size"),
         recipe=LocalRecipe(**record["recipe"]) if "recipe" in record else None,
         public_sample=public_sample,
+        defenses=known_defenses(record.get("defenses", ())),
     )
 
 

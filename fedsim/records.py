@@ -210,6 +210,11 @@ class RunDirectory:
         """The pictures of the report, as PNG."""
         return self.root / "pictures"
 
+    @property
+    def memory(self) -> Path:
+        """What clients' defenses remember from round to round; nobody else may look."""
+        return self.root / "memory"
+
     # logs
 
     def append_round(self, record: Record) -> None:

@@ -123,6 +123,17 @@ class Recipe(Document):
     """Whether layers run in training mode."""
 
 
+class DefenseName(Document):
+    """A link of the chain of defenses that the adversary is told of."""
+
+    name: str
+    """As experiments name it."""
+    label: str
+    """As records and reports call it; empty for its name."""
+    options: dict[str, Any] | None
+    """Its settings; null where the adversary is told the name alone."""
+
+
 class KnowledgeRecord(Document):
     """`knowledge.json`: what attacks are told; a key is there only if the threat grants it."""
 
@@ -141,6 +152,8 @@ class KnowledgeRecord(Document):
     number of examples overrules it."""
     recipe: Recipe | None = None
     """How clients train."""
+    defenses: list[DefenseName] | None = None
+    """What clients do to an update before they send it, in order."""
     labels: Literal["oracle"] | None = None
     """Whether private labels are told; they lie in `oracle/`."""
 

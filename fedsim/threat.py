@@ -16,7 +16,7 @@ MEANING = {
     Capability.BATCH_SIZE: "knows how many examples are behind an update",
     Capability.LOCAL_RECIPE: "knows how clients train: steps, learning rate, momentum",
     Capability.BATCHNORM_STATISTICS: "hears the running statistics of normalisation layers",
-    Capability.DEFENSE: "knows which defense is in force",
+    Capability.DEFENSE: "knows which defenses are in force",
     Capability.PUBLIC_SAMPLE: "has examples of the same kind that belong to no client",
     Capability.LABELS: "ORACLE: is told the private labels; an upper bound, no real adversary",
     Capability.CHANGE_WEIGHTS: "sends clients weights of its own choice",

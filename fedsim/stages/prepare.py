@@ -15,6 +15,7 @@ from attacks.threats import Capability, ThreatModel
 from fedsim.catalog import BUILD_CHECKS, BUILD_STRATEGY, load, nearest
 from fedsim.config import Experiment
 from fedsim.data.images import public_sample
+from fedsim.defenses import Particular, build_chain
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, trail
 from fedsim.knowledge import knowledge_from, knowledge_record, recipe_of, write_knowledge
@@ -93,9 +94,13 @@ def _check(experiment: Experiment) -> Plan:
                 f"attack '{title}' needs {lacks}, which threat '{threat.name}' does not grant; "
                 "choose another attack or threat, or add it to adversary.grants"
             )
+    chain = build_chain(experiment)
     task = task_of(experiment)
     shares = shares_of(experiment, task)
     _try_one_batch(experiment, task)
+    for defense in chain.values():
+        if isinstance(defense, Particular):
+            defense.check(experiment, task.build_model(stream(experiment.seed, "model")))
     recipe, num_heard = LocalRecipe(batch_size=experiment.training.batch_size), 1
     if threat.hears_sum:  # a mean of gradients, whatever clients send
         num_heard = experiment.server.clients_per_round or experiment.partition.clients

@@ -1,0 +1,1 @@
+"""Defenses: one file each; `fedsim.defenses.DEFENSES` names them."""

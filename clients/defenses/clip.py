@@ -1,0 +1,47 @@
+"""Clipping: an update longer than a bound is shortened to it, all tensors together.
+
+The control of every comparison. It changes the length of an update and not its direction, which an
+attack by angles never looks at; it protects nobody without noise (Abadi et al., 2016,
+https://arxiv.org/abs/1607.00133, clip in order to know how much noise is enough).
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from attacks.defense import length_of
+from attacks.observation import Knowledge, Observation, Tensors
+from fedsim.defenses import Place, Situation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Shortens an update to a bound on its Euclidean norm.
+
+    Attributes:
+        norm: The bound, in units of the update.
+    """
+
+    norm: float = 1.0
+
+    place: ClassVar[Place] = Place.UPDATE
+
+    def __post_init__(self) -> None:
+        """Refuse a bound that leaves nothing."""
+        if not self.norm > 0:
+            raise ValueError(f"norm must be above 0, got {self.norm}")
+
+    def apply(self, update: Tensors, at: Situation) -> dict[str, Tensor]:  # noqa: ARG002
+        """Scale the whole update, if it is longer than the bound."""
+        length = length_of(update)
+        if length <= self.norm:
+            return dict(update)
+        return {name: tensor * (self.norm / length) for name, tensor in update.items()}
+
+    def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
+        """Take the direction alone, where the length is that of the bound."""
+        exact = known.noise is None or not any(known.noise.deviation.values())
+        if exact and length_of(seen.update) < 0.999 * self.norm:
+            return seen, known  # it was shorter, and is as it was
+        return seen, replace(known, length_known=False)

@@ -1,0 +1,80 @@
+"""What a client's defenses remember from round to round.
+
+It lies in the run directory, in a folder that its owner alone may enter, one file per round: a run
+that is resumed after a kill goes back to what was remembered before the round it repeats. Without
+a run directory it lies in Flower's own state of the node.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import RecordDict
+from torch import Tensor
+
+from attacks.observation import Tensors
+from fedsim.records import RunDirectory, read_tensors, replace_tensors
+from fedsim.wire import to_record, to_tensors
+
+_STATE = "fedsim-memory"
+_KEPT = 2
+"""Rounds of a client whose memory is kept: the last one, and the one before it."""
+
+Remembered = dict[str, dict[str, Tensor]]
+"""Tensors by name, by title of the defense that they belong to."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One client's memory.
+
+    Attributes:
+        client: As records call it.
+        run: Where it lies; None for Flower's state.
+        state: Flower's state of this node.
+    """
+
+    client: str
+    run: RunDirectory | None
+    state: RecordDict
+
+    def load(self, server_round: int) -> Remembered:
+        """Return what was remembered before this round; nothing at first."""
+        if self.run is None:
+            record = self.state.array_records.get(_STATE)
+            return _by_title(to_tensors(record) if record is not None else {})
+        earlier = [path for path in self._paths(self.run) if _round(path.stem) < server_round]
+        return _by_title(read_tensors(earlier[-1])[0] if earlier else {})
+
+    def save(self, server_round: int, remembered: Remembered) -> None:
+        """Remember this, as of the end of a round."""
+        flat = {
+            f"{title}/{name}": tensor.detach().cpu().contiguous()
+            for title, own in remembered.items()
+            for name, tensor in own.items()
+        }
+        if self.run is None:
+            if flat:
+                self.state[_STATE] = to_record(flat)
+            return
+        if not flat:
+            return
+        folder = self.run.memory
+        folder.mkdir(mode=0o700, exist_ok=True)
+        replace_tensors(folder / f"{self.client}-round-{server_round:05d}.safetensors", flat)
+        for old in self._paths(self.run)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _paths(self, run: RunDirectory) -> list[Path]:
+        return sorted(run.memory.glob(f"{self.client}-round-*.safetensors"))
+
+
+def _round(stem: str) -> int:
+    return int(stem.rpartition("-")[2])
+
+
+def _by_title(flat: Tensors) -> Remembered:
+    remembered: Remembered = {}
+    for key, tensor in flat.items():
+        title, _, name = key.partition("/")
+        remembered.setdefault(title, {})[name] = tensor
+    return remembered

@@ -1,0 +1,203 @@
+"""Defenses by name, what each kind of them can do, and how an experiment's chain is built.
+
+A defense acts in one place: on the model that everybody trains, inside local training, on the
+update before it leaves the client, on the wire, or at the server. A chain lists them in that
+order. What a class implements, of the protocols below, is what it does; one class may do several.
+"""
+
+import itertools
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from attacks.defense import KnownDefense, Untold
+from attacks.observation import Loss, Tensors
+from fedsim.components import build
+from fedsim.config import DefenseConfig, Experiment
+from fedsim.errors import ConfigError
+
+DEFENSES: dict[str, str] = {
+    "gaussian-noise": "clients.defenses.noise:GaussianNoise",
+    "laplacian-noise": "clients.defenses.noise:LaplacianNoise",
+    "clip": "clients.defenses.clip:Clip",
+}
+"""Defenses by the name that experiments use: `package.module:Name`."""
+
+
+class Place(StrEnum):
+    """Where a defense acts; a chain goes through these places in this order."""
+
+    MODEL = "model"
+    TRAINING = "training"
+    UPDATE = "update"
+    WIRE = "wire"
+    SERVER = "server"
+
+
+class Defense(KnownDefense, Protocol):
+    """What every defense has: a place, and how an adversary who knows it reads a message."""
+
+    @property
+    def place(self) -> Place:
+        """Where it acts."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Situation:
+    """Where a client stands when it defends an update.
+
+    Attributes:
+        kind: What `update` is: a gradient, or a change of weights.
+        model: The client's model; it holds the weights received after one gradient, and those
+            trained after local steps. A defense may change its weights, but not its mode.
+        before: The parameters received, by name.
+        loss: Training loss, mean over the batch.
+        inputs: The examples behind the update, (B, C, H, W).
+        labels: Their labels, (B,).
+        learning_rate: Step size of the server for gradients, of the client for local steps.
+        server_round: The round, from 1.
+        num_rounds: Rounds of the experiment.
+        memory: What this defense left for itself in this client's last round, by name; what is in
+            here in the end is kept for the next. Empty at first.
+        rng: A CPU generator of this client, round and link; the only source of randomness.
+    """
+
+    kind: Literal["gradient", "delta"]
+    model: nn.Module
+    before: Tensors
+    loss: Loss
+    inputs: Tensor
+    labels: Tensor
+    learning_rate: float
+    server_round: int
+    num_rounds: int
+    memory: MutableMapping[str, Tensor]
+    rng: torch.Generator
+
+
+@runtime_checkable
+class UpdateDefense(Protocol):
+    """Changes an update before it leaves the client."""
+
+    def apply(self, update: Tensors, at: Situation) -> dict[str, Tensor]:
+        """Return what is sent in place of `update`: all parameters by name, shapes and dtypes kept.
+
+        Args:
+            update: Gradient or change of weights, by parameter name; not modified.
+            at: Where the client stands.
+        """
+
+
+@runtime_checkable
+class TrainingDefense(Protocol):
+    """Changes how a client computes the gradient of a batch, in each of its steps."""
+
+    def gradient(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        inputs: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        rng: torch.Generator,
+    ) -> tuple[dict[str, Tensor], float]:
+        """Return the gradient to train with, of trained parameters by name, and the mean loss.
+
+        Args:
+            model: In training mode, with the weights in force.
+            loss: Mean over the batch.
+            inputs: (B, C, H, W); B may be 0 where `draws_batches`.
+            labels: (B,).
+            batch_size: The number of examples that a batch is to have.
+            rng: A CPU generator of this client, round and step.
+        """
+
+
+@runtime_checkable
+class ModelDefense(Protocol):
+    """Changes the model that everybody trains."""
+
+    def alter(self, model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Return the architecture to train in place of `model`.
+
+        Weights that it adds are drawn from the global generator, which is seeded.
+
+        Raises:
+            ConfigError: It does not fit such a model.
+        """
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A defense that does not go with everything."""
+
+    def check(self, experiment: Experiment, model: nn.Module) -> None:
+        """Refuse, before a run, what it cannot defend.
+
+        Args:
+            experiment: As read.
+            model: What everybody trains.
+
+        Raises:
+            ConfigError: It cannot; the message says what to change.
+        """
+
+
+def build_defense(config: DefenseConfig) -> Defense:
+    """Return the defense that an experiment names, with its settings.
+
+    Raises:
+        ConfigError: There is no such defense, or it does not take these options.
+    """
+    try:
+        defense: Defense = build("defense", config.name, DEFENSES, options=config.options)
+    except ConfigError as error:
+        raise ConfigError(f"defenses.{config.title}: {error}") from error
+    except ValueError as error:  # what dataclasses say of a value without meaning
+        raise ConfigError(f"defenses.{config.title}: {error}") from error
+    if not isinstance(defense, KnownDefense) or not hasattr(defense, "place"):
+        raise ConfigError(
+            f"defenses.{config.title} is no defense: {type(defense).__name__} must have `place` "
+            "and `read`, as fedsim.defenses.Defense says"
+        )
+    return defense
+
+
+def build_chain(experiment: Experiment) -> dict[str, Defense]:
+    """Return the defenses of an experiment by title, in order.
+
+    Raises:
+        ConfigError: One cannot be built, or they are not in the order in which they act.
+    """
+    chain = {config.title: build_defense(config) for config in experiment.defenses}
+    places = list(Place)
+    titles = list(chain)
+    for first, then in itertools.pairwise(titles):
+        if places.index(chain[then].place) < places.index(chain[first].place):
+            raise ConfigError(
+                f"defenses: '{then}' acts on the {chain[then].place}, before '{first}', which acts "
+                f"on the {chain[first].place}; list them in the order in which they act: "
+                f"{', '.join(places)}"
+            )
+    return chain
+
+
+def known_defenses(record: Sequence[Mapping[str, object]]) -> tuple[KnownDefense, ...]:
+    """Return what an adversary knows of a chain, from the record of what it was told.
+
+    Args:
+        record: `name`, `label` and `options` of each link; where its options are None, it was told
+            the name alone.
+    """
+    known: list[KnownDefense] = []
+    for link in record:
+        told = link["options"] is not None
+        config = DefenseConfig.model_validate({**link, "options": link["options"] or {}})
+        defense = build_defense(config)
+        known.append(defense if told else Untold(defense=defense))
+    return tuple(known)

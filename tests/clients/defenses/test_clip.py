@@ -1,0 +1,40 @@
+"""Clipping, and what it leaves."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.defense import length_of
+from attacks.observation import Kind, Knowledge, Observation
+from clients.defenses.clip import Clip
+from fedsim.defenses import Situation
+
+MakeSituation = Callable[..., Situation]
+LONG = {"w": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+SEEN = Observation(round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=LONG)
+
+
+def test_a_long_update_gets_the_length_of_the_bound_and_keeps_its_direction(
+    situation: MakeSituation,
+) -> None:
+    found = Clip(norm=1).apply(LONG, situation())
+    assert length_of(found) == pytest.approx(1)
+    assert torch.allclose(found["w"], LONG["w"] / 5)
+    assert torch.allclose(found["b"], LONG["b"] / 5)
+
+
+def test_a_short_update_is_sent_as_it_is(situation: MakeSituation) -> None:
+    assert torch.equal(Clip(norm=5.1).apply(LONG, situation())["w"], LONG["w"])
+
+
+def test_who_knows_it_takes_the_direction_alone_of_what_was_clipped() -> None:
+    assert not Clip(norm=5).read(SEEN, Knowledge())[1].length_known
+    short = replace(SEEN, update={"w": torch.tensor([1.0])})
+    assert Clip(norm=5).read(short, Knowledge())[1].length_known
+
+
+def test_a_bound_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm must be above 0, got 0"):
+        Clip(norm=0)
