@@ -108,6 +108,26 @@ def read_head(
     return Head(delta=delta, error=error, label=label, misfit=misfit)
 
 
+def fill_in(
+    weight_gradient: Tensor, bias_gradient: Tensor, weight_heard: Tensor, bias_heard: Tensor
+) -> Tensor | None:
+    """Return the bias gradient, (K,), of a linear layer; None where some of it cannot be told.
+
+    Args:
+        weight_gradient: (K, features), zero where not heard.
+        bias_gradient: (K,), zero where not heard.
+        weight_heard: True where the weight gradient was heard.
+        bias_heard: True where the bias gradient was heard.
+    """
+    if bool(bias_heard.all()):
+        return bias_gradient
+    mask = torch.cat([weight_heard, bias_heard[:, None]], 1)
+    if not bool(mask.any(1).all()) or not bool((bias_gradient * bias_heard).any()):
+        return None
+    rows, columns = _rank_one(torch.cat([weight_gradient, bias_gradient[:, None]], 1), mask)
+    return rows * columns[-1]
+
+
 def _rank_one(whole: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return (K,) and (n,) whose outer product is `whole` (K, n) where `mask` says so.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.observation import AttackFailed, Knowledge, Tensors
 
@@ -64,21 +65,26 @@ class Trace:
     inputs: Tensor
     outputs: Tensor
 
-    def break_in_chain(self) -> str | None:
+    def break_in_chain(self, length: int | None = None) -> str | None:
         """Say where the layers stop being a chain, or return None when they are one.
 
         A chain feeds each layer exactly what the one before returned, reshaped at most, starting
         from the model's inputs and ending with its outputs.
+
+        Args:
+            length: Look at so many layers only, from the first; what runs after them does not
+                count. None for all, and the model's outputs.
         """
         flowing, before = self.inputs, "the input"
-        for layer in self.layers:
+        chain = self.layers[:length]
+        for layer in chain:
             if not same_values(flowing, layer.inputs):
                 return f"layer '{layer.name}' ({layer.kind}) does not see what {before} gives"
             flowing, before = layer.outputs, f"layer '{layer.name}'"
-        if not same_values(flowing, self.outputs):
+        if length is None and not same_values(flowing, self.outputs):
             return f"the model's output is not what {before} gives"
         names = [layer.name for layer in self.layers]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((layer.name for layer in chain if names.count(layer.name) > 1), None)
         return None if twice is None else f"layer '{twice}' runs more than once"
 
     def classifier(self) -> Layer | None:
@@ -89,13 +95,22 @@ class Trace:
         return None
 
 
-def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
-    """Run a copy of `model` in evaluation mode on one random input and note what flows.
+def trace(model: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> Trace:
+    """Run a copy of `model` on one random input and note what flows.
 
     The input is standard normal, always the same, and so is what flows: a layer is recognised by
     its values. The layers hold modules of the copy, so `model` is neither changed nor kept.
+
+    Args:
+        model: With the weights in force.
+        input_shape: Shape of one input.
+        training: Run it in training mode, but for batch normalisation, which one example may not
+            be enough for; else in evaluation mode. Layers that draw numbers draw others then.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).train(training)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
     layers: list[Layer] = []
     waiting: dict[str, Tensor] = {}  # cloned before the module runs, which may work in place
 
@@ -119,7 +134,11 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             ]
     example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
     example = example.to(next(model.parameters(), example))  # device and precision
-    with torch.no_grad():
+    devices = [example.device] if example.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(int(training))
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(int(training))
         outputs: Tensor = model(example.clone())
     for handle in handles:
         handle.remove()

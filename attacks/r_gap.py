@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.classifier import read_head
-from attacks.closed_form import check_chain
 from attacks.convolution_maps import Maps
+from attacks.entrance import check_chain
 from attacks.gradient_system import GradientSystem
 from attacks.network import (
     Layer,
@@ -302,7 +302,7 @@ _NOTHING = Heard(
     noise=torch.zeros(1),
     is_whole=True,
     lowest=None,
-    head="",
+    head=None,
     centre={},
     rngs=(),
 )

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.closed_form import check_chain
 from attacks.convolution import Evidence, invert_convolution
+from attacks.entrance import check_chain
 from attacks.network import Layer, Trace, trace
 from attacks.observation import AttackFailed
 from attacks.undo import POOLS, gradient_error, obstacle

@@ -5,7 +5,7 @@ three things are carried: what flows there, how sure that is, and the loss's der
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -26,6 +26,12 @@ _HOPELESS = 0.5
 _FAINT = 1e-3
 """A linear layer's forward pass is asked as well when its gradient leaves this share of error."""
 
+_FITS = 10.0
+"""A bias gradient that is further off than so many standard deviations does not fit."""
+
+_ALIKE = 0.01
+"""... unless it is as close as this share of itself: errors are followed roughly."""
+
 _ANY = 1e6
 """Weight of the constant that logits are known up to, in units of their own spread."""
 
@@ -40,8 +46,8 @@ class Signal:
         delta: Derivative of the loss with respect to `value`.
         delta_error: Standard deviation of the error of `delta`.
         at_most: True where `value` is an upper bound only; None when nowhere.
-        notes: Per victim, how well the layer above could be inverted; None for layers that lose
-            nothing.
+        notes: Per victim, how well the layer above could be inverted, "" for nothing to say; None
+            for layers that lose nothing.
     """
 
     value: Tensor
@@ -64,7 +70,8 @@ class Heard:
             is the architecture's doing, and no guess is made.
         lowest: Name of the lowest layer with weights: its input may be known in part, as nothing
             is built on it.
-        head: Name of the classifier, whose outputs are known up to a constant.
+        head: Name of the classifier, whose outputs are known up to a constant; None when it was
+            not entered by it.
         centre: What each layer receives when the image is mid-grey, by layer name.
         rngs: One generator per victim.
     """
@@ -74,7 +81,7 @@ class Heard:
     noise: Tensor
     is_whole: bool
     lowest: str | None
-    head: str
+    head: str | None
     centre: Tensors
     rngs: Sequence[torch.Generator]
 
@@ -136,6 +143,7 @@ def _undo_linear(layer: Layer, above: Signal, heard: Heard) -> Signal:
 
     Where a part was not heard, or noise covers it, the forward pass is asked as well.
     """
+    above = _with_bias(layer, above, heard)
     name = layer.parameter("weight")
     gradient, mask = heard.gradient[name], heard.masks.get(name)
     if not bool((above.delta.square().sum(1) > 0).all()):
@@ -147,7 +155,7 @@ def _undo_linear(layer: Layer, above: Signal, heard: Heard) -> Signal:
     error = doubt[:, None] / power.clamp_min(1e-300).sqrt()
     error = torch.where(power > 0, error, torch.inf).expand_as(value)
     weight = _weight(layer)
-    notes = None
+    notes = above.notes
     told = error.isfinite()
     spread = (value.square() * told).sum(1) / told.sum(1).clamp_min(1)
     spread = torch.where(told.any(1), spread, heard.centre[layer.name].square().mean())
@@ -157,14 +165,47 @@ def _undo_linear(layer: Layer, above: Signal, heard: Heard) -> Signal:
         value = torch.where(faint[:, None], fuller, value)
         error = torch.where(faint[:, None], surer, error)
         told = (1 - error.square() / spread.clamp_min(1e-300)[:, None]).clamp(0, 1).sum(1)
-        notes = tuple(_note(*row, value.shape[1]) for row in _rows(told, power, error))
-        _refuse_hopeless(layer, told, value.shape[1], heard, notes)
+        counts = [_note(*row, value.shape[1]) for row in _rows(told, power, error)]
+        _refuse_hopeless(layer, told, value.shape[1], heard, counts)
+        notes = tuple(
+            f"{count}; {note}" if note else count
+            for note, count in zip(notes or [""] * len(counts), counts, strict=True)
+        )
     return Signal(
         value=value,
         error=error,
         delta=above.delta @ weight,
         delta_error=(above.delta_error.square() @ weight.square()).sqrt(),
         notes=notes,
+    )
+
+
+def _with_bias(layer: Layer, above: Signal, heard: Heard) -> Signal:
+    """Return `above` with the derivative that the bias gradient tells weighed in.
+
+    Where the two do not fit, what comes from above is wrong: by random numbers there, or because
+    a gradient was perturbed. Then the bias gradient is taken alone, and the output is not known.
+    """
+    name = layer.parameter("bias")
+    told = heard.gradient.get(name)
+    if told is None or name in heard.masks or layer.name == heard.head:
+        return replace(above, notes=None)
+    own = gradient_error(told, heard.noise)[:, None].square()
+    other = above.delta_error.square()
+    beyond = (told - above.delta).square().sum(1, keepdim=True)
+    expected = (own + other).sum(1, keepdim=True)
+    wrong = (beyond > _FITS**2 * expected) & (
+        beyond > (_ALIKE * told).square().sum(1, keepdim=True)
+    )
+    share = torch.where(wrong, 1.0, other / (own + other).clamp_min(1e-300))
+    error = torch.where(wrong, own, own * other / (own + other).clamp_min(1e-300)).sqrt()
+    told_so = "what comes from above does not fit its bias gradient, and was left out"
+    return replace(
+        above,
+        error=torch.where(wrong, torch.inf, above.error),
+        delta=torch.lerp(above.delta, told, share),
+        delta_error=error,
+        notes=tuple(told_so if row else "" for row in wrong[:, 0].tolist()),
     )
 
 

@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attacks.closed_form import peel
 from attacks.matching.coordinates import Coordinates
 from attacks.matching.victim import Victim
 from attacks.observation import AttackFailed
+from attacks.peeling import peel
 
 Start = Literal["clouds", "normal", "patterned", "grey", "closed-form"]
 
