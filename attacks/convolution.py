@@ -33,6 +33,12 @@ _ENOUGH = 1e-4
 _CHECK_EVERY = 5
 """Steps between looks at the progress, each of which waits for the device."""
 
+_FEW = 512
+"""Up to so many unknowns that are left open are solved for by Cholesky's factors."""
+
+_REFINEMENTS = 2
+"""Solutions of what is still missing after that, which make up for factors in float32."""
+
 _PASSES = 4
 """How often outputs that broke their upper bound are held to it, and the rest solved again."""
 
@@ -193,6 +199,11 @@ def _complete(
     damping = (weight.square() * doubt).flatten(1).sum(1) / total.clamp_min(1e-300)
     damping = torch.where(total > 0, damping, FLAT**2) / spread.square()
     weights = torch.stack([weight, weight], 1).float()
+    if evidence.at_most is None and not system.is_soft:
+        channels = found.shape[2]
+        few = system.open_directions(_FEW // channels)
+        if few is not None:
+            return _densely(maps, few, found, outputs, weight, damping)
     said = system.said(gradients) if system.is_soft else []
     for held in range(_PASSES + 1):
         misfit = outputs - maps.forward(found.flatten(0, 1)).view_as(outputs)
@@ -204,6 +215,48 @@ def _complete(
         found = found + _least_squares(maps, system, misfit, weights, said, found, damping)
         if evidence.at_most is None:
             break
+    return found
+
+
+def _densely(
+    maps: Maps,
+    directions: Tensor,
+    found: Tensor,
+    outputs: Tensor,
+    weight: Tensor,
+    damping: Tensor,
+) -> Tensor:
+    """Do what `_least_squares` does by the normal equations of few unknowns.
+
+    Args:
+        maps: The convolution, of one group.
+        directions: What every channel's image is left open in, (V, k, H, W), orthonormal or zero.
+        found: Where to start, (V, R, I, H, W).
+        outputs: What is to be explained, (V, R, O, H', W').
+        weight: Of an output, (V, O, H', W').
+        damping: Per victim, (V,).
+    """
+    victims, number = directions.shape[:2]
+    channels = found.shape[2]
+    own = maps.per_channel(directions.flatten(0, 1).float()[:, None])  # (V k, O, I, H', W')
+    own = own.view(victims, number, -1, channels, *outputs.shape[3:]).transpose(2, 3)
+    rows = (own * weight[:, None, None].float()).flatten(3).flatten(1, 2)  # (V, k I, equations)
+    system = rows @ rows.mT
+    idle = (directions.flatten(2).square().sum(2) < 0.5).repeat_interleave(channels, dim=1)
+    system.diagonal(dim1=1, dim2=2).add_(damping[:, None].float() + idle)
+    factor = torch.linalg.cholesky(system)
+    base = directions.flatten(2)
+    total = found.new_zeros(victims, found.shape[1], number * channels)
+    for _ in range(1 + _REFINEMENTS):
+        misfit = outputs - maps.forward(found.flatten(0, 1)).view_as(outputs)
+        size = misfit.flatten(1).abs().amax(1).clamp_min(1e-30)[:, None, None]
+        right = ((weight[:, None] * misfit).flatten(2) / size).float() @ rows.mT
+        right = right.double() * size - damping[:, None, None] * total
+        scale = right.flatten(1).abs().amax(1).clamp_min(1e-30)[:, None, None]
+        step = torch.cholesky_solve((right / scale).float().mT, factor).mT.double() * scale
+        total = total + step
+        images = step.view(victims, -1, number, channels).transpose(2, 3).flatten(1, 2) @ base
+        found = found + images.view_as(found)
     return found
 
 

@@ -58,6 +58,18 @@ class Maps:
             groups=self.groups,
         )
 
+    def per_channel(self, images: Tensor) -> Tensor:
+        """Map float32 images (N, 1, H, W), put into each channel in turn: (N, O, I, H', W')."""
+        outputs, inputs, *kernel = self._single.shape
+        (top, left), (bottom, right) = self.before, self._after
+        every = functional.conv2d(
+            functional.pad(images, (left, right, top, bottom)),
+            self._single.view(outputs * inputs, 1, *kernel),
+            stride=self.stride,
+            dilation=self.dilation,
+        )
+        return every.view(len(images), outputs, inputs, *every.shape[2:])
+
     def back(self, outputs: Tensor) -> Tensor:
         """Map outputs (V, O, H', W') to images (V, I, H, W): the adjoint of `forward`."""
         kernel = self._turned_single if outputs.dtype == torch.float32 else self._turned

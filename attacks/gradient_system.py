@@ -30,6 +30,9 @@ _NOTHING = 1e-7
 _STRONG = 0.1
 """Directions whose singular value exceeds this share of the largest tell the spread of a pixel."""
 
+_NEARLY = 0.7
+"""A part with at least so many equations per pixel has all directions worked out, told or not."""
+
 FLAT = 1e-3
 """Equations more precise than this count alike. Trusting them by their precision, which varies by
 1e4 where a sigmoid saturates, makes the system ill-conditioned and gains nothing."""
@@ -238,6 +241,28 @@ class GradientSystem:
             self._put(images, part, found @ part.basis.mT)
         return images
 
+    def open_directions(self, most: int) -> Tensor | None:
+        """Return images of one channel, (V, k, H, W), that span what is not read off; or None.
+
+        Filled up with zeros where a victim has fewer. None where they are more than `most`, where
+        they are not worked out, and where channels differ.
+        """
+        if self._lead[1:3] != (1, 1):
+            return None
+        counts = [int((~part.read).sum(2).max()) for part in self._parts]
+        numbers = [part.basis.shape[1] == part.values.shape[2] for part in self._parts]
+        seen = sum(part.basis.shape[1] for part in self._parts)
+        if sum(counts) > most or not all(numbers) or seen < self._maps.size[0] * self._maps.size[1]:
+            return None
+        images = self._parts[0].basis.new_zeros(self._lead[0], sum(counts), 1, *self._maps.size)
+        start = 0
+        for part, count in zip(self._parts, counts, strict=True):  # the faintest come first
+            left = (part.basis * ~part.read)[..., :count].mT
+            here = images[:, start : start + count, 0, part.rows[0], part.rows[1]]
+            here.copy_(left.reshape(here.shape))
+            start += count
+        return images[:, :, 0]
+
     def rows(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
         """Return equations of one victim that are equivalent in least squares, (m, I H W) and (m,).
 
@@ -331,9 +356,10 @@ def _right_singular(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Return squared singular values (L, 1, r) and right singular vectors (L, n, r) of (L, m, n).
 
     By the smaller Gram matrix, in float64: squaring costs no digit that the gradient carries.
-    Vectors of zero singular values are zero or arbitrary.
+    Vectors of zero singular values are zero or arbitrary; where they are few, all are there, and
+    they are orthonormal, in order of their values.
     """
-    if blocks.shape[1] >= blocks.shape[2]:
+    if blocks.shape[1] >= _NEARLY * blocks.shape[2]:
         values, vectors = torch.linalg.eigh(blocks.mT @ blocks)
         return values.clamp_min(0.0).unsqueeze(1), vectors
     values, left = torch.linalg.eigh(blocks @ blocks.mT)
