@@ -14,7 +14,7 @@ from clients.memory import Memory
 from clients.participant import Participant, participant
 from fedsim import truth
 from fedsim.config import ClientsConfig, Experiment
-from fedsim.defenses import Defense, build_chain
+from fedsim.defenses import Defense, UpdateDefense, build_chain, with_penalties
 from fedsim.records import RunDirectory
 from fedsim.tasks import evaluate
 from fedsim.threat import threat_of
@@ -32,6 +32,7 @@ from fedsim.wire import (
     load_state,
     read_run_directory,
     shared_parameters,
+    to_packed_record,
     to_record,
     to_tensors,
 )
@@ -65,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
     before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
     update = local_update(
         me.model,
-        me.task.loss,
+        with_penalties(me.task.loss, me.model),
         me.inputs,
         me.labels,
         me.experiment.training,
@@ -85,7 +86,9 @@ def train(message: Message, context: Context) -> Message:
         memory=Memory(me.name, run, context.state),
     )
     metrics = MetricRecord({NUM_EXAMPLES: len(update.used), TRAIN_LOSS: update.train_loss})
-    content = RecordDict({ARRAYS: to_record(update.tensors), METRICS: metrics})
+    packed = any(isinstance(defense, UpdateDefense) for defense in chain.values())
+    to_wire = to_packed_record if packed else to_record
+    content = RecordDict({ARRAYS: to_wire(update.tensors), METRICS: metrics})
     if update.buffers:
         content[BUFFERS] = to_record(update.buffers)
     return Message(content, reply_to=message)

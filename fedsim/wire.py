@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attacks.observation import Tensors
 from fedsim.config import Experiment, read_experiment
 from fedsim.errors import FedsimError
+from fedsim.packing import pack, unpack
 from fedsim.records import RunDirectory
 
 ARRAYS = "arrays"
@@ -41,6 +42,9 @@ TRAIN_LOSS = "train_loss"
 
 REFUSED = 300
 """Error code of a client that does not train on what it received, because a check raised alarm."""
+
+PACKED = "fedsim.packed"
+"""Serialization of an array as `fedsim.packing` writes it."""
 
 _HEADER_ALLOWANCE = 4096
 """Bytes that an array's own header may take on the wire."""
@@ -99,6 +103,22 @@ def to_record(tensors: Tensors) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in tensors.items()})
 
 
+def to_packed_record(tensors: Tensors) -> ArrayRecord:
+    """Pack named tensors in as few bytes as their values take, without loss.
+
+    Tensors of another type than float32 are packed as `to_record` does.
+    """
+    return ArrayRecord({name: _pack(tensor) for name, tensor in tensors.items()})
+
+
+def _pack(tensor: Tensor) -> Array:
+    plain = tensor.detach().cpu().numpy()
+    if tensor.dtype != torch.float32:
+        return Array(plain)
+    data = pack(np.ascontiguousarray(plain).reshape(-1).view(np.uint32))
+    return Array("float32", tuple(plain.shape), PACKED, data)
+
+
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Unpack named tensors; each owns its memory."""
     return {name: _decode(array) for name, array in record.items()}
@@ -111,6 +131,23 @@ def _decode(array: Array) -> Tensor:
         plain = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
         return torch.from_numpy(plain.reshape(array.shape).copy())
     return torch.from_numpy(np.array(array.numpy()))
+
+
+def _unpack(array: Array, template: Tensor) -> Tensor:
+    """Unpack one packed array, if it claims to be of the form expected: few bytes may hold many.
+
+    Raises:
+        ValueError: It claims another shape or type, or its bytes are no such tensor.
+    """
+    if tuple(array.shape) != tuple(template.shape) or template.dtype != torch.float32:
+        raise ValueError(
+            f"a packed array of shape {tuple(array.shape)}, float32, stands for one of "
+            f"{tuple(template.shape)}, {template.dtype}"
+        )
+    if array.dtype != "float32":
+        raise ValueError(f"packed arrays are float32, this one says {array.dtype!r}")
+    words = unpack(array.data, template.numel())
+    return torch.from_numpy(words.view(np.float32).reshape(template.shape))
 
 
 @lru_cache(maxsize=4096)
@@ -204,7 +241,7 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
         if len(array.data) > size + _HEADER_ALLOWANCE:
             raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
         try:
-            tensor = _decode(array)
+            tensor = _unpack(array, template) if array.stype == PACKED else _decode(array)
         except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
             raise BadReply(f"'{name}' cannot be decoded: {error}") from error
         if tensor.shape != template.shape:

@@ -16,6 +16,7 @@ from fedsim.wire import (
     ARRAYS,
     BUFFERS,
     METRICS,
+    PACKED,
     RUN_DIRECTORY,
     BadReply,
     load_state,
@@ -28,6 +29,7 @@ from fedsim.wire import (
     shared_buffers,
     shared_parameters,
     shared_state,
+    to_packed_record,
     to_record,
     to_tensors,
 )
@@ -181,6 +183,68 @@ def test_an_array_counts_for_what_it_holds_not_for_what_it_is_announced_as() -> 
 
     with pytest.raises(BadReply, match=r"'bias' must have shape \(2,\), got \(3,\)"):
         read_update(reply(arrays(bias=claimed)), expected=EXPECTED)
+
+
+def test_a_packed_update_is_read_to_the_bit_and_takes_its_own_bytes() -> None:
+    sent = {"weight": torch.tensor([[1e-45, -0.0, 3.0], [0.1, 2.0, 3e38]]), "bias": torch.ones(2)}
+    expected = {name: torch.zeros_like(tensor) for name, tensor in sent.items()}
+    content = reply(to_packed_record(sent))
+
+    update = read_update(content, expected=expected)
+
+    for name, tensor in sent.items():
+        assert update.tensors[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist()
+    assert update.num_bytes == 6 * 4 + 1 + 2 * 2 + 1  # ones are exact in half precision
+    update.tensors["weight"].zero_()  # it owns its memory
+
+
+def test_packed_tensors_of_every_layout_and_type_come_out_as_they_went_in() -> None:
+    matrix = torch.arange(6.0).reshape(2, 3) / 3
+    tensors = {
+        "turned": matrix.t(),
+        "last": torch.rand(1, 3, 4, 4).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(2.0),
+        "none": torch.empty(0, 2),
+        "double": torch.rand(3, dtype=torch.float64),
+        "half": torch.rand(3).half(),
+    }
+
+    read = read_update(reply(to_packed_record(tensors)), expected=tensors).tensors
+
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name], tensor)
+        assert read[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data", "said"),
+    [
+        (
+            "float32",
+            (10**9,),
+            b"\x03\x00" + bytes(4),
+            r"shape \(1000000000,\), float32, stands for",
+        ),
+        ("float32", (1, 2), bytes(9), r"shape \(1, 2\), float32, stands for one of \(2,\)"),
+        ("float64", (2,), bytes(9), "packed arrays are float32, this one says 'float64'"),
+        ("float32", (2,), bytes(7), "6 bytes where 8 are expected"),
+        ("float32", (2,), b"\xff", "there is no form 255"),
+    ],
+)
+def test_packed_bytes_that_are_no_such_array_are_refused(
+    dtype: str, shape: tuple[int, ...], data: bytes, said: str
+) -> None:
+    bad = Array(dtype, shape, PACKED, data)
+
+    with pytest.raises(BadReply, match=f"'bias' cannot be decoded: .*{said}"):
+        read_update(reply(arrays(bias=bad)), expected=EXPECTED)
+
+
+def test_packed_nan_is_refused_like_any() -> None:
+    record = to_packed_record({"weight": torch.rand(2, 3), "bias": torch.tensor([1.0, math.nan])})
+
+    with pytest.raises(BadReply, match="'bias' holds NaN or infinity"):
+        read_update(reply(record), expected=EXPECTED)
 
 
 def test_running_statistics_beside_a_gradient_are_checked_like_it() -> None:
