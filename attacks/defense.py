@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from attacks.observation import Kind, Knowledge, Observation, Tensors
+from attacks.observation import Kind, Knowledge, Observation, Tensors, delta_of
 
 
 class Family(StrEnum):
@@ -134,6 +134,16 @@ def add_noise(
     }
     largest = max(before.deviation.values(), default=0.0) > max(deviation.values(), default=0.0)
     return replace(known, noise=Noise(deviation=total, family=before.family if largest else family))
+
+
+def change_of(seen: Observation) -> Tensors:
+    """Return what a client's defenses changed: the gradient, or how far its weights moved.
+
+    Nothing where new weights were heard without those in force.
+    """
+    if seen.kind is not Kind.WEIGHTS:
+        return seen.update
+    return delta_of(seen) if seen.weights is not None else {}
 
 
 def length_of(update: Tensors) -> float:

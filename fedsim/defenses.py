@@ -19,11 +19,16 @@ from attacks.observation import Loss, Tensors
 from fedsim.components import build
 from fedsim.config import DefenseConfig, Experiment
 from fedsim.errors import ConfigError
+from fedsim.models.drawing import weights_from
 
 DEFENSES: dict[str, str] = {
     "gaussian-noise": "clients.defenses.noise:GaussianNoise",
     "laplacian-noise": "clients.defenses.noise:LaplacianNoise",
     "clip": "clients.defenses.clip:Clip",
+    "soteria": "clients.defenses.soteria:Soteria",
+    "precode": "clients.defenses.precode:Precode",
+    "outpost": "clients.defenses.outpost:Outpost",
+    "censor": "clients.defenses.censor:Censor",
 }
 """Defenses by the name that experiments use: `package.module:Name`."""
 
@@ -133,6 +138,14 @@ class ModelDefense(Protocol):
 
 
 @runtime_checkable
+class Penalising(Protocol):
+    """A module, put into the model by a defense, that adds something to the training loss."""
+
+    def take_penalty(self) -> Tensor | None:
+        """Return what the last pass in training mode adds, mean over the batch; None if nothing."""
+
+
+@runtime_checkable
 class Particular(Protocol):
     """A defense that does not go with everything."""
 
@@ -185,6 +198,55 @@ def build_chain(experiment: Experiment) -> dict[str, Defense]:
                 f"{', '.join(places)}"
             )
     return chain
+
+
+def altered(
+    model: nn.Module,
+    defenses: Sequence[DefenseConfig],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    rng: torch.Generator,
+) -> nn.Module:
+    """Return what everybody trains in place of `model` under these defenses, in training mode.
+
+    Args:
+        model: Freshly built.
+        defenses: The chain; those that change no model play no part.
+        input_shape: (C, H, W).
+        num_classes: K.
+        rng: The only source of the weights that they add.
+
+    Raises:
+        ConfigError: One does not fit the model.
+    """
+    for config in defenses:
+        defense = build_defense(config)
+        if isinstance(defense, ModelDefense):
+            with weights_from(rng):
+                model = defense.alter(model, input_shape, num_classes).train()
+    return model
+
+
+def with_penalties(loss: Loss, model: nn.Module) -> Loss:
+    """Return `loss` with what modules of `model` add to it in its last pass.
+
+    Args:
+        loss: Mean over the batch.
+        model: The one that gives the logits; a copy's penalties are not noticed.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Penalising)]
+    if not modules:
+        return loss
+
+    def penalised(logits: Tensor, labels: Tensor) -> Tensor:
+        value = loss(logits, labels)
+        for module in modules:
+            penalty = module.take_penalty()
+            value = value if penalty is None else value + penalty
+        return value
+
+    return penalised
 
 
 def known_defenses(record: Sequence[Mapping[str, object]]) -> tuple[KnownDefense, ...]:

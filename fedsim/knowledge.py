@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from attacks.observation import Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability, ThreatModel
-from fedsim.config import AttackConfig, Experiment
-from fedsim.defenses import known_defenses
+from fedsim.config import AttackConfig, DefenseConfig, Experiment
+from fedsim.defenses import ModelDefense, altered, build_defense, known_defenses
 from fedsim.models.build import build_model
 from fedsim.named_attacks import active_attack, implanted
 from fedsim.records import (
@@ -71,6 +71,12 @@ def knowledge_record(
     record: Record = {}
     if Capability.ARCHITECTURE in grants:
         record["model"] = {"name": experiment.model.name, "options": experiment.model.options}
+        changes = [
+            one for one in experiment.defenses if isinstance(build_defense(one), ModelDefense)
+        ]
+        if changes:
+            fields = {"name", "label", "options"}
+            record["model"]["altered_by"] = [one.model_dump(include=fields) for one in changes]
         if (active := active_attack(experiment)) is not None:
             named = active[0].model_dump(include={"name", "label", "options"})
             record["model"]["implanted_by"] = named
@@ -93,6 +99,15 @@ def knowledge_record(
     return record
 
 
+def without_defenses(record: Record) -> Record:
+    """Return a record of what would be known of the same experiment without any defense."""
+    record = {key: value for key, value in record.items() if key != "defenses"}
+    if "model" in record:
+        model = record["model"]
+        record["model"] = {key: value for key, value in model.items() if key != "altered_by"}
+    return record
+
+
 def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowledge:
     """Return the knowledge behind a record; the inverse of `knowledge_record`."""
     model = None
@@ -106,6 +121,9 @@ def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowl
             rng=torch.Generator().manual_seed(0),
             options=record["model"]["options"],
         )
+        changes = [DefenseConfig(**one) for one in record["model"].get("altered_by", ())]
+        rng = torch.Generator().manual_seed(0)
+        model = altered(model, changes, shape, record["num_classes"], rng=rng)
         if (named := record["model"].get("implanted_by")) is not None:
             config, rng = AttackConfig(**named), torch.Generator().manual_seed(0)
             model = implanted(model, config, shape, record["num_classes"], rng=rng)

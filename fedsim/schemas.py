@@ -91,6 +91,17 @@ class AttackName(Document):
     """Its settings."""
 
 
+class ModelDefenseName(Document):
+    """A defense that changes the model that everybody trains."""
+
+    name: str
+    """As experiments name it."""
+    label: str
+    """As records and reports call it; empty for its name."""
+    options: dict[str, Any]
+    """Its settings."""
+
+
 class ModelName(Document):
     """An architecture."""
 
@@ -98,6 +109,8 @@ class ModelName(Document):
     """As experiments name it."""
     options: dict[str, Any]
     """Its settings."""
+    altered_by: list[ModelDefenseName] = []
+    """The defenses that changed it, in order; before an active attack did."""
     implanted_by: AttackName | None = None
     """The active attack that was asked to change it; null if there is none."""
 

@@ -25,6 +25,7 @@ def task_of(experiment: Experiment) -> Task:
         data_options=experiment.data.options,
         model=experiment.model.name,
         model_options=experiment.model.options,
+        defenses=experiment.defenses,
         implant=None if active is None else active[0],
     )
 

@@ -1,6 +1,6 @@
 """A task: data, a model and a loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.observation import Loss
-from fedsim.config import AttackConfig
+from fedsim.config import AttackConfig, DefenseConfig
 from fedsim.data.images import ImageData
 from fedsim.data.load import load_data
+from fedsim.defenses import altered
 from fedsim.models.build import build_model, refuse_misfit
 from fedsim.named_attacks import implanted
 
@@ -24,6 +25,7 @@ class Task:
         model: Name of the model.
         model_options: Its settings.
         loss: Training loss, mean over the batch; takes labels or class probabilities.
+        defenses: The chain; some of them change the model.
         implant: The attack that has everybody train another model, if there is one.
     """
 
@@ -31,6 +33,7 @@ class Task:
     model: str
     model_options: Mapping[str, object] = field(default_factory=dict)
     loss: Loss = functional.cross_entropy
+    defenses: Sequence[DefenseConfig] = ()
     implant: AttackConfig | None = None
 
     @property
@@ -48,6 +51,7 @@ class Task:
         model = build_model(
             self.model, self.input_shape, self.num_classes, rng=rng, options=self.model_options
         )
+        model = altered(model, self.defenses, self.input_shape, self.num_classes, rng=rng)
         if self.implant is None:
             return model
         return implanted(model, self.implant, self.input_shape, self.num_classes, rng=rng)
@@ -60,6 +64,7 @@ def load_task(
     data_options: Mapping[str, object],
     model: str,
     model_options: Mapping[str, object],
+    defenses: Sequence[DefenseConfig] = (),
     implant: AttackConfig | None = None,
 ) -> Task:
     """Return the task of an experiment, its data loaded and its model tried on one blank image.
@@ -70,6 +75,7 @@ def load_task(
         data_options: Settings of the data set.
         model: Name of the model.
         model_options: Settings of the model.
+        defenses: The chain; some of them change the model.
         implant: The attack that has everybody train another model, if there is one.
 
     Raises:
@@ -77,7 +83,9 @@ def load_task(
         DataMissing: The files of the data set are not there.
     """
     images = load_data(data, root=data_root, options=data_options)
-    task = Task(data=images, model=model, model_options=model_options, implant=implant)
+    task = Task(
+        data=images, model=model, model_options=model_options, defenses=defenses, implant=implant
+    )
     trial = task.build_model(torch.Generator().manual_seed(0))
     refuse_misfit(model, trial, task.input_shape, task.num_classes)
     return task

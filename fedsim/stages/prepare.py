@@ -18,7 +18,13 @@ from fedsim.data.images import public_sample
 from fedsim.defenses import Particular, build_chain
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, trail
-from fedsim.knowledge import knowledge_from, knowledge_record, recipe_of, write_knowledge
+from fedsim.knowledge import (
+    knowledge_from,
+    knowledge_record,
+    recipe_of,
+    without_defenses,
+    write_knowledge,
+)
 from fedsim.named_attacks import build_attack
 from fedsim.records import FORMAT, Record, RunDirectory, replace_bytes, replace_json
 from fedsim.seeds import stream
@@ -122,8 +128,9 @@ def _check(experiment: Experiment) -> Plan:
     sample = public_sample(task.data, experiment.adversary.public_sample, rng)
     plan = Plan(experiment=experiment, task=task, threat=threat, told=told, public_sample=sample)
     known = knowledge_from(told, granted_sample(plan))
+    bare = knowledge_from(without_defenses(told), granted_sample(plan)) if chain else known
     for title, attack in attacks.items():
-        _refuse_hopeless(title, attack, known)
+        _refuse_hopeless(title, attack, known, bare)
     return plan
 
 
@@ -157,12 +164,31 @@ def _try_one_batch(experiment: Experiment, task: Task) -> None:
         ) from error
 
 
-def _refuse_hopeless(title: str, attack: Attack, known: Knowledge) -> None:
-    """Ask the attack whether it could ever work on such an experiment."""
+def _refuse_hopeless(title: str, attack: Attack, known: Knowledge, bare: Knowledge) -> None:
+    """Ask the attack whether it could ever work on such an experiment.
+
+    One that a defense stops, and nothing else, is let in: that it fails is a result.
+
+    Args:
+        title: The attack's.
+        attack: The attack.
+        known: What will be granted.
+        bare: What would be, without any defense.
+    """
     try:
         attack.check(known)
     except AttackFailed as failed:
+        if bare is not known and not _refuses(attack, bare):
+            return
         raise ConfigError(f"attack '{title}' cannot work here: {failed}") from failed
+
+
+def _refuses(attack: Attack, known: Knowledge) -> bool:
+    try:
+        attack.check(known)
+    except AttackFailed:
+        return True
+    return False
 
 
 def _check_devices(experiment: Experiment) -> None:
