@@ -31,7 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.inner import inner_attack
-from attacks.network import Layer, all_visible, known_architecture, trace
+from attacks.network import (
+    Layer,
+    all_visible,
+    known_architecture,
+    require_sound_weights,
+    trace,
+)
 from attacks.observation import (
     AttackFailed,
     Budget,
@@ -298,6 +304,10 @@ def _understand(seen: Observation, known: Knowledge, layer: Layer) -> _Cast:
         raise AttackFailed("fishing needs a client's own update, not a mean; see 'eluding'")
     if seen.weights is None or not all_visible(seen.visible, *seen.update):
         raise AttackFailed("fishing needs the weights sent and the whole update")
+    parameters = dict(known_architecture(known)[0].named_parameters())
+    if not parameters.keys() <= seen.weights.keys():
+        raise AttackFailed("fishing needs all weights in force; some were not heard")
+    require_sound_weights(known_architecture(known)[0], seen.weights)
     rows = seen.weights[names[0]].double()
     fished = rows.ne(0).any(1).nonzero().squeeze(1).tolist()
     if len(fished) != 1:
@@ -305,6 +315,8 @@ def _understand(seen: Observation, known: Knowledge, layer: Layer) -> _Cast:
     gradient = {name: t.double() for name, t in gradient_of(seen, known.recipe).items()}
     if any(name not in gradient for name in names):
         raise AttackFailed("the gradient of the classifier was not heard")
+    if not all(bool(tensor.isfinite().all()) for tensor in gradient.values()):
+        raise AttackFailed("the update heard is not finite")
     return _Cast(
         fished=fished[0],
         row=rows[fished[0]],

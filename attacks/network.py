@@ -139,10 +139,29 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, training: bool = Fa
         torch.default_generator.manual_seed(int(training))
         for device in devices:
             torch.cuda.default_generators[device.index].manual_seed(int(training))
-        outputs: Tensor = model(example.clone())
+        outputs = logits_of(model, example.clone())
     for handle in handles:
         handle.remove()
     return Trace(layers=tuple(layers), inputs=example, outputs=outputs)
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what `model` makes of `inputs`, (B, ...).
+
+    Raises:
+        AttackFailed: It takes no inputs of their shape.
+    """
+    try:
+        outputs: Tensor = model(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # what layers raise at other shapes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AttackFailed(
+            f"model {type(model).__name__} does not take inputs of shape "
+            f"{tuple(inputs.shape[1:])}: {reason}"
+        ) from error
+    return outputs
 
 
 def known_architecture(known: Knowledge) -> tuple[nn.Module, tuple[int, ...]]:
@@ -164,8 +183,10 @@ def with_weights(model: nn.Module, weights: Tensors, buffers: Tensors | None) ->
     It lies on the device of the weights.
 
     Raises:
-        AttackFailed: A parameter of the model was not heard.
+        AttackFailed: A parameter of the model was not heard, or its weights are not sound; see
+            `require_sound_weights`.
     """
+    require_sound_weights(model, weights)
     device = next(iter(weights.values()), torch.empty(0)).device
     model = copy.deepcopy(model).eval().to(device)
     with torch.no_grad():
@@ -177,6 +198,24 @@ def with_weights(model: nn.Module, weights: Tensors, buffers: Tensors | None) ->
             if buffers is not None and name in buffers:
                 buffer.copy_(buffers[name])
     return model
+
+
+def require_sound_weights(model: nn.Module, weights: Tensors) -> None:
+    """Refuse weights in force that the model cannot take, of the parameters that were heard.
+
+    Raises:
+        AttackFailed: They have another shape than the model's, or are not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if name not in weights:
+            continue
+        if weights[name].shape != parameter.shape:
+            raise AttackFailed(
+                f"the weights heard of '{name}' have shape {tuple(weights[name].shape)}, the "
+                f"model's have {tuple(parameter.shape)}"
+            )
+        if not bool(weights[name].isfinite().all()):
+            raise AttackFailed(f"the weights in force of '{name}' are not finite")
 
 
 def normalisation(layer: Layer) -> tuple[Tensor, Tensor] | None:

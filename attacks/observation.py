@@ -143,6 +143,29 @@ class Knowledge:
     noise: "Noise | None" = None
     length_known: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse what no adversary can know.
+
+        Raises:
+            ValueError: A number below 1, an empty range, or a public sample of another shape.
+        """
+        for name in ("batch_size", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.input_shape is not None and not (self.input_shape and min(self.input_shape) > 0):
+            raise ValueError(f"input_shape must be positive sizes, got {self.input_shape}")
+        low, high = self.input_range
+        if not low < high:
+            raise ValueError(f"input_range must be (lowest, highest), got {self.input_range}")
+        if self.public_sample is None or self.input_shape is None:
+            return
+        if tuple(self.public_sample.shape[1:]) != tuple(self.input_shape):
+            raise ValueError(
+                f"public_sample must hold inputs of shape {tuple(self.input_shape)}, "
+                f"got {tuple(self.public_sample.shape[1:])}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -367,12 +390,15 @@ def pseudo_gradient_of(seen: Observation, recipe: LocalRecipe | None) -> dict[st
     That is the gradient after one step, and about the sum of the gradients after several.
 
     Raises:
-        AttackFailed: What is needed to read it was not heard or granted.
+        AttackFailed: What is needed to read it was not heard or granted, or nothing sound was.
     """
+    _require_sound(seen)
     if seen.kind in (Kind.GRADIENT, Kind.AGGREGATE, Kind.CHUNK):
         return dict(seen.update)
     if seen.kind not in (Kind.DELTA, Kind.WEIGHTS):
         raise AttackFailed(f"a message of kind '{seen.kind}' does not carry one client's gradient")
+    if recipe is not None and recipe.learning_rate == 0:
+        raise AttackFailed("a learning rate of 0 moves no weights: there is no gradient to read")
     if recipe is None or recipe.learning_rate is None:
         raise AttackFailed(
             f"reading a gradient from '{seen.kind}' needs the client's learning rate; "
@@ -387,8 +413,9 @@ def delta_of(seen: Observation) -> dict[str, Tensor]:
 
     Raises:
         AttackFailed: The message holds neither weights nor their change, or the weights in force,
-            which are needed to read new ones, were not heard.
+            which are needed to read new ones, were not heard, or nothing sound was heard.
     """
+    _require_sound(seen)
     if seen.kind is Kind.DELTA:
         return dict(seen.update)
     if seen.kind is not Kind.WEIGHTS:
@@ -400,3 +427,22 @@ def delta_of(seen: Observation) -> dict[str, Tensor]:
         for name, after in seen.update.items()
         if name in seen.weights
     }
+
+
+def _require_sound(seen: Observation) -> None:
+    """Refuse a message whose parts do not fit together.
+
+    Raises:
+        AttackFailed: It names no tensor, or a tensor's shape is not that of its mask or of the
+            weights in force.
+    """
+    if not seen.update and seen.kind is not Kind.SIZES_ONLY:
+        raise AttackFailed("the message names no parameter: nothing was heard")
+    for name, tensor in seen.update.items():
+        for what, others in (("mask", seen.visible), ("weights in force", seen.weights)):
+            other = (others or {}).get(name)
+            if other is not None and other.shape != tensor.shape:
+                raise AttackFailed(
+                    f"what was heard of '{name}' has shape {tuple(tensor.shape)}, its {what} "
+                    f"{tuple(other.shape)}"
+                )

@@ -15,6 +15,7 @@ The layer is scaled down, so that an update sent as new weights loses little to 
 sparse variant for several local steps is left out.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -209,13 +210,18 @@ class RobbingTheFed:
         block = _imprint(known)
         names = [f"{block}.{part}" for part in _PARTS[:2]]
         gradient = gradient_of(seen, known.recipe)
-        if seen.weights is None:
+        if seen.weights is None or names[1] not in seen.weights:
             raise AttackFailed("the thresholds in force were not heard")
         if any(name not in gradient for name in names) or not all_visible(seen.visible, *names):
             raise AttackFailed("the gradient of the implanted block was not heard completely")
         weight, bias = (gradient[name].double() for name in names)
         if not bool(weight.isfinite().all() and bias.isfinite().all()):
             raise AttackFailed("the gradient of the implanted block is not finite")
+        if weight.dim() != 2 or weight.shape[1] != math.prod(input_shape):
+            raise AttackFailed(
+                f"the gradient heard of the implanted block has shape {tuple(weight.shape)}, which "
+                f"does not fit inputs of shape {tuple(input_shape)}"
+            )
         order = (-seen.weights[names[1]].double()).argsort()
         weight, bias = _differences(weight[order]), _differences(bias[order])
         largest = gradient[names[1]].double().abs().max()

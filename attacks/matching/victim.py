@@ -17,7 +17,13 @@ from attacks.labels import calibrate, read_labels
 from attacks.matching.coordinates import Coordinates
 from attacks.matching.replay import Plan, check_replayable, plan_of, replay, step_shares
 from attacks.matching.step_labels import classifier_signal, deal, give_out, place_of, stand_in
-from attacks.network import Layer, known_architecture, trace
+from attacks.network import (
+    Layer,
+    known_architecture,
+    logits_of,
+    require_sound_weights,
+    trace,
+)
 from attacks.observation import (
     AttackFailed,
     Kind,
@@ -173,6 +179,7 @@ def rebuild(seen: Observation, known: Knowledge, *, dtype: torch.dtype) -> Victi
     _check_shapes(
         "weights", {n: w for n, w in seen.weights.items() if n not in buffers}, parameters
     )
+    require_sound_weights(architecture, seen.weights)
     missing = sorted(parameters.keys() - seen.weights.keys())
     if missing:
         raise AttackFailed(f"the weights in force of {_some(missing)} were not heard")
@@ -500,7 +507,7 @@ def _probe(model: nn.Module, inputs: Tensor) -> int:
     """
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        once, again = model(inputs), model(inputs)
+        once, again = logits_of(model, inputs), logits_of(model, inputs)
     if once.dim() != 2 or len(once) != len(inputs):
         raise AttackFailed(
             f"the model must return logits (B, K), got {tuple(once.shape)} for B = {len(inputs)}"

@@ -1,5 +1,6 @@
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from attacks.observation import (
     AttackFailed,
     Budget,
     Kind,
+    Knowledge,
     LocalRecipe,
     Observation,
     Tensors,
@@ -142,6 +144,51 @@ def test_only_is_the_one_observation_there_is() -> None:
 def test_only_refuses_none_and_several(count: int) -> None:
     with pytest.raises(AttackFailed, match=f"got {count}"):
         only([heard(Kind.GRADIENT, {})] * count)
+
+
+@pytest.mark.parametrize(
+    ("update", "visible", "reason"),
+    [
+        ({}, None, "names no parameter"),
+        ({"w": torch.ones(3)}, None, r"'w' has shape \(3,\), its weights in force \(2,\)"),
+        ({"w": torch.ones(2)}, {"w": torch.ones(4).bool()}, r"its mask \(4,\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Kind.GRADIENT, Kind.DELTA, Kind.WEIGHTS])
+def test_a_message_whose_parts_do_not_fit_carries_no_gradient(
+    kind: Kind, update: Tensors, visible: Tensors | None, reason: str
+) -> None:
+    seen = replace(heard(kind, update, {"w": torch.zeros(2)}), visible=visible)
+
+    with pytest.raises(AttackFailed, match=reason):
+        gradient_of(seen, SGD)
+
+
+def test_no_gradient_is_read_off_weights_that_a_rate_of_zero_left_alone() -> None:
+    seen = heard(Kind.DELTA, {"w": torch.zeros(2)})
+
+    with pytest.raises(AttackFailed, match="rate of 0"):
+        gradient_of(seen, LocalRecipe(learning_rate=0.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -3}, "batch_size must be at least 1, got -3"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"input_shape": ()}, "input_shape must be positive sizes"),
+        ({"input_shape": (1, 0, 8)}, "input_shape must be positive sizes"),
+        ({"input_range": (1.0, 0.0)}, "input_range must be"),
+        (
+            {"input_shape": (1, 8, 8), "public_sample": torch.rand(4, 3, 8, 8)},
+            r"inputs of shape \(1, 8, 8\), got \(3, 8, 8\)",
+        ),
+    ],
+)
+def test_nobody_knows_what_cannot_be(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Knowledge(**wrong)
 
 
 def test_a_budget_without_a_limit_is_never_spent() -> None:
