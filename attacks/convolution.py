@@ -151,9 +151,9 @@ def _error(system: GradientSystem, beyond: Tensor) -> Tensor:
     """
     if not system.is_partial:
         return beyond.square().flatten(1).mean(1).sqrt().view(-1, 1, 1, 1).expand_as(beyond)
-    rest = beyond[:, None].float()
+    rest = system.maps.fold(beyond[:, None].float())
     system.keep_open(rest)
-    loose = rest[:, 0].double()
+    loose = system.maps.unfold(rest)[:, 0].double()
     tight = (beyond - loose).square().flatten(1).sum(1) / system.rank.clamp_min(1)
     number = (beyond[0].numel() - system.rank).clamp_min(1)
     loose = loose.square().flatten(1).sum(1) / number
@@ -273,26 +273,31 @@ def _least_squares(
     size = misfit.flatten(1).abs().amax(1).clamp_min(1e-30)
     right = [(weights * (misfit / _wide(size, misfit))).float()]
     if said:
-        already = system.weigh(found.float())
+        already = system.weigh(maps.fold(found.float()))
         right += [
             ((part - old) / _wide(size, old)).float()
             for part, old in zip(said, already, strict=True)
         ]
     lost = damping[:, None].float()
 
-    def forward(images: Tensor) -> list[Tensor]:
-        seen = maps.forward(images.flatten(0, 1)).view_as(weights).mul_(weights)
-        return [seen, *(system.weigh(images) if said else [])]
+    outside = maps.fold(torch.ones_like(found[0, 0])) == 0 if maps.is_filled else None
+
+    def forward(planes: Tensor) -> list[Tensor]:
+        seen = maps.forward_planes(planes.flatten(0, 1)).view_as(weights).mul_(weights)
+        return [seen, *(system.weigh(planes) if said else [])]
 
     def back(misfits: list[Tensor]) -> Tensor:
-        slope = maps.back((weights * misfits[0]).flatten(0, 1)).view_as(found).contiguous()
+        slope = maps.back_planes((weights * misfits[0]).flatten(0, 1))
+        slope = slope.view(*found.shape[:2], *slope.shape[1:])
+        if outside is not None:
+            slope.masked_fill_(outside, 0.0)
         if said:
             system.add_back(slope, misfits[1:])
         system.keep_open(slope)
         return slope
 
-    x = torch.zeros_like(found, dtype=torch.float32)
     slope = direction = back(right)
+    x = torch.zeros_like(slope)
     power = start = _squares(slope)
     running = (start > 0) & system.open[:, None]
     for step in range(1, _MAX_STEPS + 1):
@@ -311,7 +316,7 @@ def _least_squares(
             running = running & (power > _ENOUGH**2 * start)
             if not bool(running.any()):
                 break
-    return _wide(size, x) * x.double()
+    return _wide(size, x) * maps.unfold(x).double()
 
 
 def _squares(rows: Tensor) -> Tensor:

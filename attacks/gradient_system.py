@@ -44,6 +44,8 @@ class _Part:
 
     Attributes:
         rows: Slices of an image that hold those pixels.
+        plane: Number of the plane that holds them (`Maps.fold`).
+        size: Their rows and columns.
         taps: Indices of the kernel's rows and columns that see them.
         blocks: One equation per output channel and tap, (L, equations, pixels).
         basis: Orthonormal right singular vectors, (L, pixels, r).
@@ -54,6 +56,8 @@ class _Part:
     """
 
     rows: tuple[slice, slice]
+    plane: int
+    size: tuple[int, int]
     taps: tuple[list[int], list[int]]
     blocks: Tensor
     basis: Tensor
@@ -70,6 +74,7 @@ class GradientSystem:
     """The gradient equations of all victims.
 
     Attributes:
+        maps: The convolution.
         rank: How many unknowns are read off them, per victim, (V,); set by `trust`.
         is_partial: Whether they leave something open; set by `trust`.
         is_soft: Whether some directions are weighed; set by `trust`.
@@ -81,7 +86,7 @@ class GradientSystem:
     is_soft: bool
 
     def __init__(self, maps: Maps, delta: Tensor, heard: Tensor | None) -> None:
-        self._maps, self._heard = maps, heard
+        self.maps, self._heard = maps, heard
         inputs = maps.weight.shape[1]
         self._each = inputs if heard is not None else 1  # systems per victim and group
         self._lead = (len(delta), maps.groups, self._each, inputs // self._each)
@@ -96,7 +101,7 @@ class GradientSystem:
 
         The last is (taps, pixels): the output through which a tap sees a pixel, or `length`.
         """
-        maps = self._maps
+        maps = self.maps
         step, spread, before = maps.stride[axis], maps.dilation[axis], maps.before[axis]
         places = []
         for place in range(min(step, maps.size[axis])):
@@ -133,6 +138,8 @@ class GradientSystem:
         nothing = torch.zeros_like(values)
         return _Part(
             rows=(rows, columns),
+            plane=rows.start * self.maps.stride[1] + columns.start,
+            size=(ys.shape[1], xs.shape[1]),
             taps=taps,
             blocks=blocks,
             basis=basis,
@@ -201,7 +208,7 @@ class GradientSystem:
             part.reading = (part.basis * part.read)[..., part.read.any(0).any(0)].float()
             self.rank += columns * part.read.view(victims, -1).sum(1)
             soft.append(told.any())
-        unknowns = self._lead[1] * self._lead[2] * columns * self._maps.size[0] * self._maps.size[1]
+        unknowns = self._lead[1] * self._lead[2] * columns * self.maps.size[0] * self.maps.size[1]
         self.open = self.rank < unknowns
         self.is_partial = bool(self.open.any())
         self.is_soft = bool(torch.stack(soft).any())
@@ -220,8 +227,8 @@ class GradientSystem:
     def apply(self, images: Tensor) -> Tensor:
         """Map images (V, I, H, W) to weight gradients (V, O, I / groups, kh, kw)."""
         victims, groups, each, columns = self._lead
-        outputs, inputs = self._maps.weight.shape[:2]
-        gradient = images.new_zeros(victims, outputs, inputs, *self._maps.kernel)
+        outputs, inputs = self.maps.weight.shape[:2]
+        gradient = images.new_zeros(victims, outputs, inputs, *self.maps.kernel)
         for part in self._parts:
             down, across = part.taps
             rows = self._pixels(images[:, None], part) @ part.blocks.mT  # (L, c, equations)
@@ -234,7 +241,7 @@ class GradientSystem:
     def solve(self, gradients: Tensor) -> Tensor:
         """Return the images (V, R, I, H, W) along the directions that are read off."""
         images = gradients.new_zeros(
-            *gradients.shape[:2], self._maps.groups * self._maps.weight.shape[1], *self._maps.size
+            *gradients.shape[:2], self.maps.groups * self.maps.weight.shape[1], *self.maps.size
         )
         for part in self._parts:
             found = self._coefficients(gradients, part) * part.read
@@ -252,9 +259,9 @@ class GradientSystem:
         counts = [int((~part.read).sum(2).max()) for part in self._parts]
         numbers = [part.basis.shape[1] == part.values.shape[2] for part in self._parts]
         seen = sum(part.basis.shape[1] for part in self._parts)
-        if sum(counts) > most or not all(numbers) or seen < self._maps.size[0] * self._maps.size[1]:
+        if sum(counts) > most or not all(numbers) or seen < self.maps.size[0] * self.maps.size[1]:
             return None
-        images = self._parts[0].basis.new_zeros(self._lead[0], sum(counts), 1, *self._maps.size)
+        images = self._parts[0].basis.new_zeros(self._lead[0], sum(counts), 1, *self.maps.size)
         start = 0
         for part, count in zip(self._parts, counts, strict=True):  # the faintest come first
             left = (part.basis * ~part.read)[..., :count].mT
@@ -269,8 +276,8 @@ class GradientSystem:
         One per singular value and channel, instead of one per entry of the gradient (1, ...).
         """
         _, groups, each, columns = self._lead
-        channels, pixels = groups * each * columns, self._maps.size[0] * self._maps.size[1]
-        numbers = torch.arange(pixels).view(self._maps.size)
+        channels, pixels = groups * each * columns, self.maps.size[0] * self.maps.size[1]
+        numbers = torch.arange(pixels).view(self.maps.size)
         equations, right = [], []
         for part in self._parts:
             size = part.values.sqrt()
@@ -286,8 +293,8 @@ class GradientSystem:
 
     def adjoint(self, gradients: Tensor) -> Tensor:
         """Map gradients (V, O, I / groups, kh, kw) to images (V, I, H, W): that of `apply`."""
-        channels = self._maps.groups * self._maps.weight.shape[1]
-        images = gradients.new_zeros(len(gradients), 1, channels, *self._maps.size)
+        channels = self.maps.groups * self.maps.weight.shape[1]
+        images = gradients.new_zeros(len(gradients), 1, channels, *self.maps.size)
         for part in self._parts:
             self._put(images, part, self._rows(gradients[:, None], part.taps) @ part.blocks)
         return images[:, 0]
@@ -295,8 +302,8 @@ class GradientSystem:
     def normal(self) -> Tensor:
         """Return `adjoint` after `apply` of one victim as a matrix, (I H W, I H W)."""
         _, groups, each, columns = self._lead
-        channels, pixels = groups * each * columns, self._maps.size[0] * self._maps.size[1]
-        numbers = torch.arange(pixels).view(self._maps.size)
+        channels, pixels = groups * each * columns, self.maps.size[0] * self.maps.size[1]
+        numbers = torch.arange(pixels).view(self.maps.size)
         whole = self._parts[0].blocks.new_zeros(channels, pixels, channels, pixels)
         for part in self._parts:
             here = numbers[part.rows].flatten().to(whole.device)
@@ -313,21 +320,50 @@ class GradientSystem:
             for part in self._parts
         ]
 
-    def weigh(self, images: Tensor) -> list[Tensor]:
-        """Return the weighted coefficients of images (V, R, I, H, W), float32, likewise."""
+    def weigh(self, planes: Tensor) -> list[Tensor]:
+        """Return the weighted coefficients of planes (V, R, I S, h, w), float32, likewise."""
+        sorted_planes = self._by_plane(planes)
         return [
-            self._by_victim(self._pixels(images, part) @ part.single * part.weight.to(images))
+            self._by_victim(self._of(sorted_planes, part) @ part.single * part.weight.to(planes))
             for part in self._parts
         ]
 
-    def add_back(self, images: Tensor, weighed: list[Tensor]) -> None:
-        """Add the adjoint of `weigh` to images (V, R, I, H, W), in place."""
+    def add_back(self, planes: Tensor, weighed: list[Tensor]) -> None:
+        """Add the adjoint of `weigh` to planes (V, R, I S, h, w), in place."""
+        added = self._by_plane(torch.zeros_like(planes))
         for part, coefficients in zip(self._parts, weighed, strict=True):
             columns = coefficients.transpose(1, 2).reshape(
                 len(part.basis), -1, part.values.shape[2]
             )
-            pixels = (columns * part.weight.to(images)) @ part.single.mT
-            self._put(images, part, self._pixels(images, part) + pixels)
+            pixels = (columns * part.weight.to(planes)) @ part.single.mT
+            hole = added[part.plane][..., : part.size[0], : part.size[1]]
+            hole.copy_(pixels.view(hole.shape))
+        planes += self._by_example(added, planes)
+
+    def keep_open(self, planes: Tensor) -> None:
+        """Project planes (V, R, I S, h, w), float32, on directions not read off, in place."""
+        sorted_planes = self._by_plane(planes)
+        for part in self._parts:
+            pixels = self._of(sorted_planes, part)
+            rest = torch.baddbmm(pixels, pixels @ part.reading, part.reading.mT, alpha=-1)
+            hole = sorted_planes[part.plane][..., : part.size[0], : part.size[1]]
+            hole.copy_(rest.view(hole.shape))
+        planes.copy_(self._by_example(sorted_planes, planes))
+
+    def _by_plane(self, planes: Tensor) -> Tensor:
+        """Sort planes (V, R, I S, h, w) as (S, V, groups, each, R, c, h, w)."""
+        victims, groups, each, columns = self._lead
+        shape = (victims, -1, groups, each, columns, self.maps.stride[0] * self.maps.stride[1])
+        return planes.view(*shape, *planes.shape[3:]).permute(5, 0, 2, 3, 1, 4, 6, 7).contiguous()
+
+    def _by_example(self, sorted_planes: Tensor, like: Tensor) -> Tensor:
+        """Undo `_by_plane`."""
+        return sorted_planes.permute(1, 4, 2, 3, 5, 0, 6, 7).reshape(like.shape)
+
+    def _of(self, sorted_planes: Tensor, part: _Part) -> Tensor:
+        """Take the part's pixels of what `_by_plane` returned, (L, R c, pixels)."""
+        pixels = sorted_planes[part.plane][..., : part.size[0], : part.size[1]]
+        return pixels.reshape(len(part.basis), -1, part.basis.shape[1])
 
     def share_read(self, like: Tensor) -> Tensor:
         """Return how much of each pixel is read off the gradient, from 0 to 1, (V, I, H, W)."""
@@ -342,14 +378,6 @@ class GradientSystem:
         victims, groups, each, width = self._lead
         shape = (victims, groups * each, -1, width, columns.shape[2])
         return columns.view(shape).transpose(1, 2)
-
-    def keep_open(self, images: Tensor) -> None:
-        """Project images (V, R, I, H, W), float32, on the directions not read off, in place."""
-        for part in self._parts:
-            pixels = self._pixels(images, part)
-            along = pixels @ part.reading
-            rest = torch.baddbmm(pixels, along, part.reading.mT, alpha=-1)
-            self._put(images, part, rest)
 
 
 def _right_singular(blocks: Tensor) -> tuple[Tensor, Tensor]:
