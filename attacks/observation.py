@@ -128,6 +128,8 @@ class Knowledge:
         noise: How exact what was heard is, where a defense that was read says so.
         length_known: Whether the length of an update means anything; after clipping, only its
             direction does.
+        signs_only: Whether the sign of a coordinate is all that it says, and magnitudes mean
+            nothing; see `attacks.matching.signs`.
     """
 
     model: nn.Module | None = None
@@ -142,6 +144,7 @@ class Knowledge:
     defenses: "tuple[KnownDefense, ...]" = ()
     noise: "Noise | None" = None
     length_known: bool = True
+    signs_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no adversary can know.
