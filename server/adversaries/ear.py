@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from attacks.observation import Kind, Observation, Tensors
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AdversaryConfig
+from fedsim.secure_sum.field import Elements, Layout
+from fedsim.secure_sum.messages import read_masked
 from fedsim.wire import BadReply, Update, to_tensors
 from server.guard import Exchange
 
@@ -49,11 +52,14 @@ class Ear:
         client = self.exchange.client_of.get(reply.metadata.src_node_id)
         if client is None or not self.scope.hears(server_round, client):
             return
+        state = to_tensors(sent)
         try:
+            if (share := self._masked(reply)) is not None:
+                self.keep(self._share_heard(server_round, client, share, state))
+                return
             update = self.exchange.read(reply)
         except BadReply:
             return
-        state = to_tensors(sent)
         buffers = self._granted(Capability.BATCHNORM_STATISTICS, state, self.exchange.buffers)
         self.keep(
             Observation(
@@ -67,6 +73,30 @@ class Ear:
                 buffers_after=buffers and self._buffers_after(update, buffers),
                 num_examples=update.num_examples,
             )
+        )
+
+    def _masked(self, reply: Message) -> Elements | None:
+        """Return the masked update that a reply carries, if it carries one."""
+        if reply.has_error():
+            return None
+        layout = Layout.of(self.exchange.parameters, self.exchange.buffers)
+        return read_masked(reply.content, layout)
+
+    def _share_heard(
+        self, server_round: int, client: int, share: Elements, state: Tensors
+    ) -> Observation:
+        """Return what a masked update says: elements of a field, by parameter name."""
+        parts = Layout.of(self.exchange.parameters, self.exchange.buffers).parts(share)
+        return Observation(
+            round=server_round,
+            sender=f"client-{client}",
+            receiver="server",
+            kind=Kind.MASKED_SHARE,
+            update={
+                name: torch.from_numpy(parts[name].copy()) for name in self.exchange.parameters
+            },
+            weights=self._granted(Capability.WEIGHTS, state, self.exchange.parameters),
+            buffers=self._granted(Capability.BATCHNORM_STATISTICS, state, self.exchange.buffers),
         )
 
     def _granted(self, capability: Capability, state: Tensors, names: Tensors) -> Tensors | None:

@@ -1,11 +1,12 @@
 """What an adversary keeps of a round when secure aggregation shows it nothing but the mean.
 
-The aggregation is idealised: no masks are sent, no client drops out half way. What the server
-learns is what a perfect protocol would tell it: who took part, how many examples are behind the
-sum, and the mean of the gradients, weighted by examples.
+Without the defense `secure-aggregation` the aggregation is idealised: no masks are sent, no client
+drops out half way. What the server learns is what a perfect protocol would tell it: who took part,
+how many examples are behind the sum, and the mean of the gradients, weighted by examples. With the
+defense, it is told by the protocol.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +72,38 @@ class SumEar:
         gradients = [self._gradient(sound[client], states[client]) for client in clients]
         mean = weighted_sum(gradients, [count / sum(counts) for count in counts])
         state = states[clients[0] if target is None else target]
+        self._keep(server_round, mean, state, sum(counts), clients)
+
+    def hear_mean(
+        self, server_round: int, sent: Mapping[int, ArrayRecord], mean: Update, clients: list[int]
+    ) -> None:
+        """Keep a mean that a protocol of secure aggregation came to.
+
+        Args:
+            server_round: The round.
+            sent: The weights that clients were sent.
+            mean: In the form in which a client would send its own update.
+            clients: Whose updates are in it.
+        """
+        target = self.target(server_round)
+        if not self.scope.listens_in(server_round) or (
+            self.threat.active and target not in clients
+        ):
+            return
+        # the mean was told against the weights that the first of them was sent
+        gradient = self._gradient(mean, to_tensors(sent[clients[0]]))
+        state = to_tensors(sent[clients[0] if target is None else target])
+        self._keep(server_round, gradient, state, mean.num_examples, clients)
+
+    def _keep(
+        self,
+        server_round: int,
+        mean: Tensors,
+        state: Tensors,
+        num_examples: int,
+        clients: list[int],
+    ) -> None:
+        target = self.target(server_round)
         self.keep(
             Observation(
                 round=server_round,
@@ -85,7 +118,7 @@ class SumEar:
                 buffers=self._granted(
                     Capability.BATCHNORM_STATISTICS, state, self.exchange.buffers
                 ),
-                num_examples=sum(counts),
+                num_examples=num_examples,
             ),
             members=[f"client-{client}" for client in clients],
         )
