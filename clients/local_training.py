@@ -4,7 +4,7 @@ Every random choice comes from a stream named by round and client, so that a cli
 memory, and every engine and every resumed run draws the same batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attacks.observation import Loss, Tensors
 from fedsim.config import TrainingConfig
+from fedsim.defenses import Sampling, TrainingDefense
 from fedsim.seeds import derive, stream
 from fedsim.wire import shared_buffers, shared_state
 
@@ -25,13 +26,20 @@ class LocalUpdate:
             parameters, frozen ones too, whose gradient and change are zero.
         buffers: Running statistics after a gradient; empty otherwise and for models without.
         used: Indices into the client's own examples of those behind the update, in order.
+        num_examples: The number of examples to announce; that of `used`, unless a defense draws
+            batches of a size that tells of nothing.
         train_loss: Mean loss over the examples used, at the time each was used.
     """
 
     tensors: Tensors
     buffers: Tensors
     used: Tensor
+    num_examples: int
     train_loss: float
+
+
+Differentiate = Callable[[int, Tensor], tuple[dict[str, Tensor], float]]
+"""(step, indices of its batch) -> gradient of trained parameters by name, and mean loss."""
 
 
 def batches(
@@ -65,6 +73,7 @@ def local_update(
     server_round: int,
     client: int,
     proximal_mu: float = 0.0,
+    defense: TrainingDefense | None = None,
 ) -> LocalUpdate:
     """Train `model`, which holds the weights received, on one client's data.
 
@@ -79,17 +88,46 @@ def local_update(
         client: The client's number.
         proximal_mu: FedProx's pull towards the weights received (Li et al., 2020, arXiv
             1812.06127); 0 is plain SGD.
+        defense: What computes the gradient of each step in place of plain differentiation.
     """
+    where = ("round", server_round, "client", client)
     plan = list(batches(len(inputs), training, seed=seed, server_round=server_round, client=client))
+    num_examples = len(_distinct(plan))
+    if isinstance(defense, Sampling):
+        for step in range(len(plan)):
+            rng = stream(seed, *where, "draw", step)
+            drawn = defense.draw(len(inputs), training.batch_size, rng)
+            plan[step] = plan[step] if drawn is None else drawn
+
+    def differentiate(step: int, batch: Tensor) -> tuple[dict[str, Tensor], float]:
+        if defense is None:
+            return gradient_of_batch(model, loss, inputs[batch], labels[batch])
+        return defense.gradient(
+            model,
+            loss,
+            inputs[batch],
+            labels[batch],
+            batch_size=training.batch_size,
+            rng=stream(seed, *where, "training-defense", step),
+        )
+
     model.train()
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        seed_global_generators(
-            derive(seed, "round", server_round, "client", client, "dropout"), devices
-        )
+        seed_global_generators(derive(seed, *where, "dropout"), devices)
         if training.algorithm == "fedsgd":
-            return _gradient(model, loss, inputs[plan[0]], labels[plan[0]], plan[0])
-        return _local_sgd(model, loss, inputs, labels, training, plan, proximal_mu)
+            return _gradient(model, differentiate, plan[0], num_examples)
+        return _local_sgd(model, differentiate, training, plan, num_examples, proximal_mu)
+
+
+def gradient_of_batch(
+    model: nn.Module, loss: Loss, inputs: Tensor, labels: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    """Return the gradient of the mean loss by trained parameter, and that loss."""
+    value = loss(model(inputs), labels)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
+    return dict(zip(trained, found, strict=True)), float(value.detach())
 
 
 def seed_global_generators(seed: int, devices: list[torch.device]) -> None:
@@ -102,49 +140,43 @@ def seed_global_generators(seed: int, devices: list[torch.device]) -> None:
 
 
 def _gradient(
-    model: nn.Module, loss: Loss, inputs: Tensor, labels: Tensor, used: Tensor
+    model: nn.Module, differentiate: Differentiate, used: Tensor, num_examples: int
 ) -> LocalUpdate:
-    value = loss(model(inputs), labels)
-    named = dict(model.named_parameters())
-    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    found = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-    gradients = dict(zip(trained, found, strict=True))
+    gradients, loss = differentiate(0, used)
     return LocalUpdate(
         tensors={  # what is frozen is sent as it is after local steps: without a change
             name: gradients[name] if name in gradients else torch.zeros_like(parameter)
-            for name, parameter in named.items()
+            for name, parameter in model.named_parameters()
         },
         buffers={name: tensor.clone() for name, tensor in shared_buffers(model).items()},
         used=used,
-        train_loss=float(value.detach()),
+        num_examples=num_examples,
+        train_loss=loss,
     )
 
 
 def _local_sgd(
     model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    labels: Tensor,
+    differentiate: Differentiate,
     training: TrainingConfig,
     plan: list[Tensor],
+    num_examples: int,
     proximal_mu: float,
 ) -> LocalUpdate:
     before = {name: tensor.clone() for name, tensor in shared_state(model).items()}
+    named = dict(model.named_parameters())
     optimizer = torch.optim.SGD(
         model.parameters(), lr=training.learning_rate, momentum=training.momentum
     )
     losses, counts = [], []
-    for batch in plan:
-        optimizer.zero_grad()
-        value = loss(model(inputs[batch]), labels[batch])
-        losses.append(float(value.detach()))
+    for step, batch in enumerate(plan):
+        gradients, loss = differentiate(step, batch)
+        losses.append(loss)
         counts.append(len(batch))
-        if proximal_mu:
-            distance = torch.stack(
-                [(now - before[name]).square().sum() for name, now in model.named_parameters()]
-            ).sum()
-            value = value + proximal_mu / 2 * distance
-        value.backward()  # type: ignore[no-untyped-call]
+        for name, gradient in gradients.items():
+            if proximal_mu:
+                gradient = gradient + proximal_mu * (named[name].detach() - before[name])
+            named[name].grad = gradient
         optimizer.step()
     after = {name: tensor.clone() for name, tensor in shared_state(model).items()}
     if training.update_kind == "delta":
@@ -153,7 +185,8 @@ def _local_sgd(
         tensors=after,
         buffers={},
         used=_distinct(plan),
-        train_loss=sum(a * b for a, b in zip(losses, counts, strict=True)) / sum(counts),
+        num_examples=num_examples,
+        train_loss=sum(a * b for a, b in zip(losses, counts, strict=True)) / max(1, sum(counts)),
     )
 
 

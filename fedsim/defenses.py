@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,33 @@ from fedsim.components import build
 from fedsim.config import DefenseConfig, Experiment
 from fedsim.errors import ConfigError
 from fedsim.models.drawing import weights_from
+from fedsim.privacy import Accounted
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy  # attack workers do without Flower
 
 DEFENSES: dict[str, str] = {
     "gaussian-noise": "clients.defenses.noise:GaussianNoise",
     "laplacian-noise": "clients.defenses.noise:LaplacianNoise",
     "clip": "clients.defenses.clip:Clip",
+    "fp16": "clients.defenses.casts:Float16",
+    "bf16": "clients.defenses.casts:BFloat16",
+    "int8": "clients.defenses.int8:Int8",
+    "qsgd": "clients.defenses.qsgd:QSGD",
+    "sign": "clients.defenses.sign:Sign",
+    "prune": "clients.defenses.prune:Prune",
+    "random-mask": "clients.defenses.random_mask:RandomMask",
+    "dgc": "clients.defenses.dgc:DGC",
+    "partial-sharing": "clients.defenses.partial_sharing:PartialSharing",
+    "mixup": "clients.defenses.mixup:Mixup",
+    "dp-sgd": "clients.defenses.dp_sgd:DPSGD",
+    "local-dp": "clients.defenses.local_dp:LocalDP",
+    "central-dp": "server.defenses.central_dp:CentralDP",
     "soteria": "clients.defenses.soteria:Soteria",
     "precode": "clients.defenses.precode:Precode",
     "outpost": "clients.defenses.outpost:Outpost",
     "censor": "clients.defenses.censor:Censor",
+    "secure-aggregation": "clients.defenses.secure_aggregation:SecureAggregation",
 }
 """Defenses by the name that experiments use: `package.module:Name`."""
 
@@ -44,7 +62,11 @@ class Place(StrEnum):
 
 
 class Defense(KnownDefense, Protocol):
-    """What every defense has: a place, and how an adversary who knows it reads a message."""
+    """What every defense has: a place, and how an adversary who knows it reads a message.
+
+    One that looks at a client's examples, and not only at its update, has an attribute
+    `looks_at_data` that is true: it cannot follow differential privacy.
+    """
 
     @property
     def place(self) -> Place:
@@ -99,7 +121,10 @@ class UpdateDefense(Protocol):
 
 @runtime_checkable
 class TrainingDefense(Protocol):
-    """Changes how a client computes the gradient of a batch, in each of its steps."""
+    """Changes how a client computes the gradient of a batch, in each of its steps.
+
+    A chain has at most one: each takes the place of the plain gradient.
+    """
 
     def gradient(
         self,
@@ -116,10 +141,41 @@ class TrainingDefense(Protocol):
         Args:
             model: In training mode, with the weights in force.
             loss: Mean over the batch.
-            inputs: (B, C, H, W); B may be 0 where `draws_batches`.
+            inputs: (B, C, H, W); B may be 0 for one that is `Sampling`.
             labels: (B,).
             batch_size: The number of examples that a batch is to have.
             rng: A CPU generator of this client, round and step.
+        """
+
+
+@runtime_checkable
+class Sampling(TrainingDefense, Protocol):
+    """A training defense that has a say in which examples a step uses."""
+
+    def draw(self, num_examples: int, batch_size: int, rng: torch.Generator) -> Tensor | None:
+        """Return the examples of a step, indices (B,) int64; None to leave it to the client.
+
+        What a client announces is the number of examples that it would have used without.
+
+        Args:
+            num_examples: Those that the client holds.
+            batch_size: The number of examples that a batch is to have.
+            rng: A CPU generator of this client, round and step.
+        """
+
+
+@runtime_checkable
+class ServerDefense(Protocol):
+    """Changes how the server aggregates; whoever hears updates hears them as they were."""
+
+    def around(self, strategy: "Strategy", seed: int, title: str) -> "Strategy":
+        """Return what aggregates in place of `strategy`.
+
+        Args:
+            strategy: Told the outcome as if it had come from clients. If it has an attribute
+                `wants_gradients` that is true, so must what is returned.
+            seed: The experiment's; random numbers are those of streams named by `title` and round.
+            title: How records call this link of the chain.
         """
 
 
@@ -197,7 +253,40 @@ def build_chain(experiment: Experiment) -> dict[str, Defense]:
                 f"on the {chain[first].place}; list them in the order in which they act: "
                 f"{', '.join(places)}"
             )
+    _refuse_rivals(chain)
     return chain
+
+
+def _refuse_rivals(chain: Mapping[str, Defense]) -> None:
+    """Refuse two links of which one undoes what the other does."""
+    for protocol, why in (
+        (TrainingDefense, "both compute the gradients of local training"),
+        (Accounted, "both give differential privacy, each with an epsilon of its own"),
+    ):
+        rivals = [title for title, one in chain.items() if isinstance(one, protocol)]
+        if len(rivals) > 1:
+            raise ConfigError(
+                f"defenses: '{rivals[0]}' and '{rivals[1]}' {why}; leave out one of them"
+            )
+    private = next((title for title, one in chain.items() if isinstance(one, Accounted)), None)
+    for title in itertools.dropwhile(lambda title: title != private, chain):
+        if getattr(chain[title], "looks_at_data", False):
+            raise ConfigError(
+                f"defenses: '{title}' looks at the private data after '{private}' has hidden them, "
+                f"which its epsilon does not count; leave out one of them"
+            )
+
+
+def accounted(chain: Mapping[str, Defense]) -> Accounted | None:
+    """Return the link of a chain that gives differential privacy; None if there is none."""
+    return next((one for one in chain.values() if isinstance(one, Accounted)), None)
+
+
+def private_clients(chain: Mapping[str, Defense]) -> bool:
+    """Whether clients give differential privacy themselves; they then send nothing besides."""
+    return any(
+        isinstance(one, Accounted) and one.place is not Place.SERVER for one in chain.values()
+    )
 
 
 def altered(

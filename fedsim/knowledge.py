@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.observation import Knowledge, LocalRecipe, Observation
+from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.defenses import ModelDefense, altered, build_defense, known_defenses
@@ -159,8 +159,15 @@ def knowledge_about(known: Knowledge, run: RunDirectory, seen: Observation) -> K
     """Return `known` with what is known of one message: its size, its steps, an oracle's labels."""
     if known.batch_size is not None and seen.num_examples is not None:
         known = replace(known, batch_size=seen.num_examples)
-    if known.recipe is not None and seen.num_examples is not None:
-        known = replace(known, recipe=known.recipe.for_examples(seen.num_examples))
-    if (labels := run.read_oracle_labels(seen.round, seen.sender)) is not None:
+    # behind a mean are the steps of each client on its own examples, not on all of them
+    one = seen.num_examples if seen.kind is not Kind.AGGREGATE else None
+    if known.recipe is not None and one is not None:
+        known = replace(known, recipe=known.recipe.for_examples(one))
+    labels = run.read_oracle_labels(seen.round, seen.sender)
+    if labels is not None and len(labels):  # a batch that is drawn may be empty
         known = replace(known, labels=labels)
+        if known.batch_size is not None and known.batch_size != len(labels):
+            # or of another size than announced, which an oracle tells as well
+            recipe = known.recipe and known.recipe.for_examples(len(labels))
+            known = replace(known, batch_size=len(labels), recipe=recipe)
     return known

@@ -230,6 +230,15 @@ class Round(Document):
     """Clients that were sent weights other than those in force; they are not aggregated."""
     alarms: list[RoundAlarm] = []
     """What clients noticed about the weights that they received, if they check them."""
+    secure_aggregation: dict[str, list[int]] = {}
+    """Clients that answered, by stage of secure aggregation: keys, shares, masked, unmask."""
+    epsilon: float | None = None
+    """Differential privacy that is given away once this round is over, the most of any client, with
+    `delta`; null without accounting, or where no epsilon is finite."""
+    delta: float | None = None
+    """The probability with which epsilon may be exceeded; null without accounting."""
+    privacy_unit: Literal["example", "client"] | None = None
+    """Whose presence is hidden: one example's, or all of a client's."""
     bytes_up: Count = 0
     """Array bytes from clients."""
     bytes_down: Count = 0
@@ -606,6 +615,13 @@ class Summary(Document):
     """Digest of everything the adversary heard."""
     utility: Utility
     """Accuracy and loss of the model."""
+    epsilon: float | None = None
+    """Differential privacy given away in all rounds, the most of any client, with `delta`; null
+    without accounting, or where no epsilon is finite."""
+    delta: float | None = None
+    """The probability with which epsilon may be exceeded; null without accounting."""
+    privacy_unit: Literal["example", "client"] | None = None
+    """Whose presence is hidden: one example's, or all of a client's."""
     leakage: list[Leakage]
     """A row per attack, threat and defense, in order of name."""
     failed_attacks: Count
@@ -616,6 +632,227 @@ class Summary(Document):
     """Attacks whose truth is not there."""
     seconds: Timing
     """Wall time of the run."""
+
+
+class Interval(Document):
+    """A measured value and how sure it is."""
+
+    value: float
+    """What was measured."""
+    low: float | None = None
+    """Lower end at the confidence of the document; null where there is too little to tell."""
+    high: float | None = None
+    """Upper end."""
+
+
+class AttackerRow(Document):
+    """What one attacker got out of one cell of a sweep, over all seeds."""
+
+    attack: str
+    """Name of the attack."""
+    time_budget_s: Seconds
+    """Wall-clock seconds it was allowed per update."""
+    refused: str | None = None
+    """Why it cannot attack this experiment at all; nothing else is known then."""
+    victims: Count = 0
+    """Attacked updates."""
+    failed: Count = 0
+    """Of these, attacks that came to no guess."""
+    unfinished: Count = 0
+    """Of these, attacks that ran out of time."""
+    num_images: Count = 0
+    """Private images behind them."""
+    psnr_db: Interval | None = None
+    """Median over all private images; one without a guess counts as the data mean. The interval is
+    a percentile bootstrap over images."""
+    psnr_std_db: float | None = None
+    """Sample standard deviation over images; null for a single one."""
+    best_psnr_db: float | None = None
+    """The best guessed image."""
+    ssim: float | None = None
+    """Median over images, counted alike."""
+    num_recovered: Count = 0
+    """Images at or above the threshold."""
+    success_rate: Interval | None = None
+    """Share of images recovered; the interval is exact (Clopper-Pearson)."""
+    label_accuracy: Share | None = None
+    """Mean over private images of attacks that guessed labels."""
+    data_mean_psnr_db: float | None = None
+    """Median that guessing the mean of public images gives."""
+    seconds_per_victim: Seconds | None = None
+    """Mean wall time of an attack, failed ones included."""
+
+
+class PublishedRow(Document):
+    """What a paper reports for a cell."""
+
+    accuracy: Share | None = None
+    """Share of the test split that is classified right."""
+    below: bool = False
+    """Whether the accuracy is only known to be at most this."""
+    defends: bool | None = None
+    """Whether the paper says that nothing recognisable came back."""
+
+
+class SweepCell(Document):
+    """A row of a sweep: one cell, over its seeds."""
+
+    number: Count
+    """Its place in the sweep, from 1."""
+    label: str
+    """How tables call it."""
+    family: str
+    """What shares its colour."""
+    levels: dict[str, str]
+    """Label of the level of each axis; empty outside the grid."""
+    defense: str
+    """Name of the chain of defenses."""
+    status: Literal["done", "partial", "failed", "missing"]
+    """Partial: some seeds failed or are missing; missing: nothing was run yet."""
+    reason: str | None = None
+    """Why seeds failed."""
+    seeds: list[int]
+    """Seeds whose attacked run is there."""
+    accuracy: Interval | None = None
+    """Mean over seeds, at the last evaluation; the interval is a percentile bootstrap over seeds,
+    which is too narrow for few of them."""
+    accuracy_std: float | None = None
+    """Sample standard deviation over seeds; null for a single one."""
+    utility_rounds: list[int] = []
+    """Rounds of training behind the accuracy, per seed."""
+    baseline_accuracy: float | None = None
+    """Accuracy of the cell without a defense that shares most levels with this one."""
+    attackers: dict[str, AttackerRow] = {}
+    """By role: plain, adaptive, auto."""
+    strongest: str | None = None
+    """The role with the highest median PSNR."""
+    epsilon: float | None = None
+    """Largest over seeds, of the training that measures utility; null without an accountant."""
+    delta: float | None = None
+    """That goes with it."""
+    bytes_up: float | None = None
+    """Mean array bytes that a client sends in a round of the attacked run."""
+    seconds: Seconds = 0.0
+    """Wall time of its jobs, over all seeds; one that cells share counts in each."""
+    published: PublishedRow = PublishedRow()
+    """What a paper reports."""
+
+
+class SweepSeed(Document):
+    """One cell under one seed."""
+
+    number: Count
+    """Of the cell."""
+    label: str
+    """Of the cell."""
+    seed: int
+    """The seed."""
+    status: Literal["done", "failed", "missing"]
+    """How its jobs ended."""
+    reason: str | None = None
+    """Why one failed."""
+    accuracy: float | None = None
+    """At the last evaluation."""
+    utility_rounds: Count | None = None
+    """Rounds of training behind it."""
+    psnr_db: dict[str, float | None] = {}
+    """Median over images, by role."""
+    success_rate: dict[str, float | None] = {}
+    """Share of images recovered, by role."""
+    epsilon: float | None = None
+    """Of the training that measures utility."""
+    bytes_up: float | None = None
+    """Mean array bytes that a client sends in a round of the attacked run."""
+    run: str = ""
+    """The attacked run, below the folder of the sweep."""
+    utility_run: str = ""
+    """The run that measures utility; often the same."""
+
+
+class SweepRecord(Document):
+    """`sweep.json`: what a sweep came to."""
+
+    format: int = FORMAT
+    """Version of run directories, which this goes with."""
+    name: str
+    """Of the sweep."""
+    description: str
+    """One line for people."""
+    status: Literal["done", "interrupted"]
+    """Whether every job ended; failed ones did."""
+    confidence: Share
+    """Of all intervals."""
+    success_threshold_db: float
+    """PSNR from which an image counts as recovered, of the first cell."""
+    own_utility: bool
+    """Whether utility comes from a training of its own."""
+    utility_note: str
+    """What readers must know of it."""
+    environment: Environment
+    """Versions and hardware of the last call."""
+    seconds: Seconds
+    """Wall time of the last call."""
+    cells: list[SweepCell]
+    """A row per cell."""
+    seeds: list[SweepSeed]
+    """A row per cell and seed."""
+
+
+class GateRecord(Document):
+    """What `fedsim gate` came to."""
+
+    format: int = FORMAT
+    """Version of run directories, which this goes with."""
+    experiment: str
+    """Name of the experiment."""
+    defense: str
+    """Name of its chain of defenses."""
+    threat: str
+    """Name of its threat model."""
+    passed: bool
+    """The verdict."""
+    claim: str
+    """What was tested, as a sentence."""
+    verdict: str
+    """What came of it, as a sentence."""
+    attack: str
+    """Name of the attack."""
+    time_budget_s: Seconds
+    """Wall-clock seconds it was allowed per update."""
+    threshold_db: float
+    """PSNR from which an image counts as recovered."""
+    tolerated: Share
+    """Share of updates that may give an image away."""
+    confidence: Share
+    """Of the claim, one-sided."""
+    planned: Count
+    """Updates that are attacked if nothing ends it early."""
+    allowed: Count
+    """Of these, so many may give an image away."""
+    victims: Count
+    """Updates that were attacked; without those whose attack failed."""
+    broken: Count
+    """Of these, updates of which an image was recovered."""
+    share: Interval
+    """Share broken, with its two-sided exact interval (Clopper-Pearson) at this confidence."""
+    bound: Share
+    """One-sided upper bound of the share at this confidence."""
+    failed: Count
+    """Attacks that came to no guess; they count neither way."""
+    unfinished: Count
+    """Attacks that ran out of time; their best guess so far counted."""
+    num_images: Count
+    """Private images behind the attacked updates."""
+    psnr_db: Spread | None
+    """Over guessed images."""
+    baseline_psnr_db: float | None
+    """Median that guessing the mean of public images gives."""
+    seeds: list[int]
+    """Seeds of its runs."""
+    runs: list[str]
+    """Names of its run directories."""
+    seconds: Seconds
+    """Wall time."""
 
 
 DOCUMENTS: dict[str, type[Document]] = {
@@ -630,6 +867,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "reconstruction": ReconstructionRecord,
     "score": Score,
     "summary": Summary,
+    "sweep": SweepRecord,
+    "gate": GateRecord,
 }
 """Every kind of record, by the name of its schema file."""
 

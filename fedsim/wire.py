@@ -62,14 +62,14 @@ class Update:
         tensors: The update, by parameter name (and by buffer name for weights and deltas).
         buffers: Running statistics sent beside a gradient.
         num_examples: Examples that the client says it trained on.
-        train_loss: Mean training loss that the client reports.
+        train_loss: Mean training loss that the client reports; None where clients keep it.
         num_bytes: Size of the arrays on the wire.
     """
 
     tensors: dict[str, Tensor]
     buffers: dict[str, Tensor]
     num_examples: int
-    train_loss: float
+    train_loss: float | None
     num_bytes: int
 
 
@@ -168,7 +168,11 @@ def num_bytes(content: RecordDict) -> int:
 
 
 def read_update(
-    content: RecordDict, *, expected: Tensors, expected_buffers: Tensors | None = None
+    content: RecordDict,
+    *,
+    expected: Tensors,
+    expected_buffers: Tensors | None = None,
+    reports_loss: bool = True,
 ) -> Update:
     """Check and unpack one client's reply.
 
@@ -176,11 +180,12 @@ def read_update(
         content: The reply.
         expected: Tensors of the names, shapes and dtypes that the update must have.
         expected_buffers: The same for running statistics beside a gradient; None if it has none.
+        reports_loss: Whether clients say how large their loss was.
 
     Raises:
         BadReply: Something is missing, too much, of the wrong form, or not a finite number.
     """
-    metrics = _metrics(content)
+    metrics = _metrics(content, (NUM_EXAMPLES, TRAIN_LOSS) if reports_loss else (NUM_EXAMPLES,))
     wanted = {ARRAYS: expected} | ({BUFFERS: expected_buffers} if expected_buffers else {})
     if set(content.array_records) != set(wanted):
         raise BadReply(
@@ -193,7 +198,7 @@ def read_update(
         tensors=parts[ARRAYS],
         buffers=parts.get(BUFFERS, {}),
         num_examples=int(metrics[NUM_EXAMPLES]),
-        train_loss=metrics[TRAIN_LOSS],
+        train_loss=metrics.get(TRAIN_LOSS),
         num_bytes=num_bytes(content),
     )
 
@@ -204,12 +209,10 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     Raises:
         BadReply: A metric is missing, not a number, or there are no examples behind it.
     """
-    return _metrics(content, needed=(NUM_EXAMPLES, "accuracy", "loss"))
+    return _metrics(content, (NUM_EXAMPLES, "accuracy", "loss"))
 
 
-def _metrics(
-    content: RecordDict, needed: tuple[str, ...] = (NUM_EXAMPLES, TRAIN_LOSS)
-) -> dict[str, float]:
+def _metrics(content: RecordDict, needed: tuple[str, ...]) -> dict[str, float]:
     if set(content.metric_records) != {METRICS}:
         raise BadReply(
             f"metric records must be ['{METRICS}'], got {sorted(content.metric_records)}"

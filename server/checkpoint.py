@@ -43,20 +43,28 @@ def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | 
     tensors = {name: stored[name] for name in json.loads(metadata["order"])}
     shapes: dict[str, str | list[str]] = json.loads(metadata["strategy"])
     for attribute, shape in shapes.items():
-        if not hasattr(strategy, attribute):
+        *path, last = attribute.split(".")
+        owner: object = strategy
+        for step in path:  # into what the strategy is wrapped around
+            owner = getattr(owner, step, None)
+        if not hasattr(owner, last):
             raise ConfigError(
                 f"run '{run.name}' was made with another strategy: its checkpoint has "
                 f"'{attribute}', {type(strategy).__name__} does not"
             )
         parts = part_of(tensors, f"strategy/{attribute}")
-        setattr(strategy, attribute, _rebuild(parts, shape))
+        setattr(owner, last, _rebuild(parts, shape))
     return int(metadata["round"]), to_record(part_of(tensors, "weights"))
 
 
-def _memory(strategy: Strategy) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _memory(strategy: Strategy, place: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, Any] = {}
-    for attribute, value in vars(strategy).items():
+    for name_here, value in vars(strategy).items():
+        attribute = place + name_here
+        if isinstance(value, Strategy):  # what this one is wrapped around
+            more, forms = _memory(value, f"{attribute}.")
+            tensors, shapes = tensors | more, shapes | forms
         taken = _take(value)
         if taken is None:
             continue

@@ -41,6 +41,7 @@ class Exchange:
         buffers: Templates of the running statistics; empty for models without.
         learning_rate: Step size that turns a gradient into weights for stock strategies.
         client_of: Client number by node id.
+        reports_loss: Whether clients say how large their loss was.
     """
 
     kind: UpdateKind
@@ -48,6 +49,7 @@ class Exchange:
     buffers: Tensors
     learning_rate: float
     client_of: Mapping[int, int]
+    reports_loss: bool = True
 
     def read(self, reply: Message) -> Update:
         """Check and unpack one training reply.
@@ -61,9 +63,16 @@ class Exchange:
             raise BadReply(reply.error.reason or f"error code {reply.error.code}")
         if self.kind == "gradient":
             return read_update(
-                reply.content, expected=self.parameters, expected_buffers=self.buffers
+                reply.content,
+                expected=self.parameters,
+                expected_buffers=self.buffers,
+                reports_loss=self.reports_loss,
             )
-        return read_update(reply.content, expected={**self.parameters, **self.buffers})
+        return read_update(
+            reply.content,
+            expected={**self.parameters, **self.buffers},
+            reports_loss=self.reports_loss,
+        )
 
 
 @dataclass
@@ -140,8 +149,32 @@ class Guarded(Strategy):
             reply.content = self._translate(update)
             self.tally.clients.append(client)
             accepted.append(reply)
-        if not accepted:
+        return self._aggregated(server_round, accepted) if accepted else (None, None)
+
+    def aggregate_mean(
+        self, server_round: int, mean: Update, clients: list[int], carrier: Message
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let `inner` aggregate the mean of several clients, as if it were one client's update.
+
+        Args:
+            server_round: The round.
+            mean: Weighted by examples, in the form in which a client would send its own.
+            clients: Whose updates are in it.
+            carrier: A reply of one of them, which brings the mean to `inner` in place of its own
+                content.
+
+        Raises:
+            RunFailed: `inner` failed, or its result is not finite.
+        """
+        if self.set_aside.intersection(clients):
             return None, None
+        carrier.content = self._translate(mean)
+        self.tally.clients = list(clients)
+        return self._aggregated(server_round, [carrier])
+
+    def _aggregated(
+        self, server_round: int, accepted: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         gc.freeze()  # some strategies of Flower's collect garbage once per array: spare the rest
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, accepted)
@@ -167,7 +200,9 @@ class Guarded(Strategy):
         return self.exchange.client_of.get(reply.metadata.src_node_id, -1)
 
     def _translate(self, update: Update) -> RecordDict:
-        metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, TRAIN_LOSS: update.train_loss})
+        metrics = MetricRecord({NUM_EXAMPLES: update.num_examples})
+        if update.train_loss is not None:
+            metrics[TRAIN_LOSS] = update.train_loss
         if getattr(self.inner, "wants_gradients", False):
             parts = {ARRAYS: to_record(update.tensors)}
             if update.buffers:

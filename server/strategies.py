@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
@@ -72,7 +72,6 @@ class FedSGD(FedAvg):
         if not contents:
             return None, None
         counts = [_number(content.metric_records[METRICS][NUM_EXAMPLES]) for content in contents]
-        losses = [_number(content.metric_records[METRICS][TRAIN_LOSS]) for content in contents]
         shares = [count / sum(counts) for count in counts]
         state = to_tensors(self.current_arrays)
         gradient = weighted_sum([to_tensors(c.array_records[ARRAYS]) for c in contents], shares)
@@ -86,8 +85,17 @@ class FedSGD(FedAvg):
         if BUFFERS in contents[0].array_records:
             means = weighted_sum([to_tensors(c.array_records[BUFFERS]) for c in contents], shares)
             state |= {name: mean.to(state[name].dtype) for name, mean in means.items()}
-        loss = sum(share * value for share, value in zip(shares, losses, strict=True))
-        return to_record(state), MetricRecord({TRAIN_LOSS: loss})
+        return to_record(state), _mean_loss(contents, shares)
+
+
+def _mean_loss(contents: list[RecordDict], shares: list[float]) -> MetricRecord:
+    """Return the mean of the losses that clients report, if they do."""
+    metrics = [content.metric_records[METRICS] for content in contents]
+    if not all(TRAIN_LOSS in record for record in metrics):
+        return MetricRecord()
+    losses = [_number(record[TRAIN_LOSS]) for record in metrics]
+    loss = sum(share * value for share, value in zip(shares, losses, strict=True))
+    return MetricRecord({TRAIN_LOSS: loss})
 
 
 def weighted_sum(parts: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class Censor:
     trials: int = 20
 
     place: ClassVar[Place] = Place.UPDATE
+    looks_at_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse to draw nothing."""

@@ -43,6 +43,7 @@ class Soteria:
     layer: str = ""
 
     place: ClassVar[Place] = Place.UPDATE
+    looks_at_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""

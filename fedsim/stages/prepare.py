@@ -32,7 +32,7 @@ from fedsim.setup import most_distinct, most_local_steps, shares_of, task_of
 from fedsim.tasks import Task
 from fedsim.threat import threat_of, threat_record
 
-_PACKAGES = ("flwr", "numpy", "ray", "safetensors", "torch", "torchvision")
+_PACKAGES = ("flwr", "numpy", "opacus", "ray", "safetensors", "torch", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

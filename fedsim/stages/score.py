@@ -78,7 +78,9 @@ def score_one(
     """
     guess = run.read_reconstruction(record)
     truth = unseal(run, record["round"], record["victim"])
-    if truth is None:
+    if truth is not None and not len(truth[0]):
+        judged, guesses = _empty_batch(run, record), Baselines()
+    elif truth is None:
         judged, guesses = _no_truth(run, record), Baselines()
     else:
         pool = _pool(run, record["round"], truth[0], public_sample)
@@ -188,6 +190,12 @@ def _title(record: Record) -> str:
 
 def _no_truth(run: RunDirectory, record: Record) -> _Judged:
     reason = f"no truth of {record['victim']} in round {record['round']} was sealed"
+    run.append_event("not-scored", f"{_title(record)}: {reason}")
+    return _Judged(status="unscored", reason=reason)
+
+
+def _empty_batch(run: RunDirectory, record: Record) -> _Judged:
+    reason = f"the batch of {record['victim']} in round {record['round']} was empty: pure noise"
     run.append_event("not-scored", f"{_title(record)}: {reason}")
     return _Judged(status="unscored", reason=reason)
 

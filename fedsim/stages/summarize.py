@@ -50,6 +50,7 @@ def summarize(
         rounds_without_update=sum(record.get("clients") == [] for record in rounds),
         alarms=sum(len(record.get("alarms", ())) for record in rounds),
         utility=utility(rounds),
+        **privacy(rounds),
         leakage=leakage(scores),
         failed_attacks=_count(scores, "failed"),
         unfinished_attacks=_count(scores, "unfinished"),
@@ -67,6 +68,14 @@ def utility(rounds: Iterable[Record]) -> Utility:
     evaluated = [record for record in rounds if record.get("accuracy") is not None]
     last = evaluated[-1] if evaluated else {}
     return Utility(accuracy=last.get("accuracy"), loss=last.get("loss"), round=last.get("round"))
+
+
+def privacy(rounds: Iterable[Record]) -> Record:
+    """Return epsilon, delta and unit after the last round, where there is an account of them."""
+    keys = ("epsilon", "delta", "privacy_unit")
+    accounts = [{key: record.get(key) for key in keys} for record in rounds]
+    known = [account for account in accounts if account["delta"] is not None]
+    return known[-1] if known else {}
 
 
 def leakage(scores: Iterable[Record]) -> list[Leakage]:

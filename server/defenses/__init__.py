@@ -1,0 +1,1 @@
+"""Defenses at the server: one file each; `fedsim.defenses.DEFENSES` names them."""
