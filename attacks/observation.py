@@ -396,8 +396,18 @@ def pseudo_gradient_of(seen: Observation, recipe: LocalRecipe | None) -> dict[st
         AttackFailed: What is needed to read it was not heard or granted, or nothing sound was.
     """
     _require_sound(seen)
+    if seen.kind is Kind.AGGREGATE and recipe is not None and recipe.num_steps != 1:
+        raise AttackFailed(
+            f"behind the mean of a round are up to {recipe.num_steps} local steps of each client, "
+            "not one gradient; let clients take one: training.max_local_steps = 1"
+        )
     if seen.kind in (Kind.GRADIENT, Kind.AGGREGATE, Kind.CHUNK):
         return dict(seen.update)
+    if seen.kind is Kind.MASKED_SHARE:
+        raise AttackFailed(
+            f"a message of kind '{seen.kind}' looks uniformly random to whoever lacks its masks; "
+            "attack the mean of the round, where it was heard"
+        )
     if seen.kind not in (Kind.DELTA, Kind.WEIGHTS):
         raise AttackFailed(f"a message of kind '{seen.kind}' does not carry one client's gradient")
     if recipe is not None and recipe.learning_rate == 0:

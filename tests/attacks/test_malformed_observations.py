@@ -157,6 +157,18 @@ NEVER_INVERTED: dict[str, Break] = {
     ),
     "weights sent and none in force": lambda seen, known: of_weights(seen, known, weights={}),
     "sizes alone": lambda seen, known: (replace(seen, kind=Kind.SIZES_ONLY, update={}), known),
+    "a masked share": lambda seen, known: (
+        replace(
+            seen,
+            kind=Kind.MASKED_SHARE,
+            num_examples=None,
+            update={
+                n: (torch.arange(t.numel()) * 2654435761 % 2**32).view(t.shape).to(torch.uint32)
+                for n, t in seen.update.items()
+            },
+        ),
+        known,
+    ),
     "a model that takes no such inputs": lambda seen, known: (
         seen,
         replace(known, input_shape=(1, 5, 5), public_sample=None),
