@@ -148,6 +148,54 @@ def gauge(
         _console(as_json=False).print(gauge_tables(found))
 
 
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="A sweep file (TOML), or a shipped name.")],
+    overrides: Sets = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes at a time; unset means one per core.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep; unset means sweeps/NAME.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Run on a Ray cluster: local, auto, or HOST:PORT.")
+    ] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print sweep.json; all else goes to stderr.")
+    ] = False,
+) -> None:
+    """Run a grid of experiments: what each defense costs, what three attackers get."""
+    from fedsim.sweep.bar import SweepBar
+    from fedsim.sweep.config import read_sweep
+    from fedsim.sweep.driver import run_sweep
+    from fedsim.sweep.tables import markdown as as_markdown
+
+    wanted = read_sweep(sweep, overrides or ())
+    folder = output or Path("sweeps") / wanted.name
+    try:
+        with SweepBar(_console(as_json)) as bar:
+            swept = run_sweep(
+                wanted,
+                folder,
+                workers=workers or os.cpu_count() or 1,
+                address=address,
+                watch=bar.watch,
+            )
+    except KeyboardInterrupt:
+        _end("interrupted; what ended is kept: the same command goes on with it", INTERRUPTED)
+    if markdown is not None:
+        markdown.write_text(as_markdown(swept.record))
+    if as_json:
+        typer.echo(swept.record.model_dump_json(indent=1))
+    else:
+        typer.echo(swept.page)
+    if bad := [row.label for row in swept.record.cells if row.status != "done"]:
+        said = f"{len(bad)} settings failed in part or whole, see the page: {', '.join(bad)}"
+        errors.print(said, style="yellow", markup=False)
+
+
 @app.command("list")
 def list_command(
     family: Annotated[

@@ -165,6 +165,9 @@ class ServerConfig(Section):
     """Clients drawn in each round; unset means all."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Evaluate after every so many rounds, and after the last."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Training ends early after so many evaluations in a row that are no better, in accuracy, than
+    the best before them; unset means never."""
     evaluate_clients: bool = False
     """Whether clients evaluate the new model on their own data as well."""
     reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -410,44 +413,53 @@ def parse_experiment(
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(values, override)
+    for one in overrides:
+        override(values, one)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        lines = [f"{where}: {_explain(one)}" for one in error.errors()]
+        lines = [f"{where}: {explain(one)}" for one in error.errors()]
         raise ConfigError("\n".join(lines)) from error
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+def override(values: dict[str, Any], text: str) -> None:
+    """Set one key of a table, in place, as `--set` takes it.
+
+    Args:
+        values: As TOML gave it.
+        text: `key=value`; the key is dotted, the value is TOML (or plain text).
+
+    Raises:
+        ConfigError: There is no such place.
+    """
+    key, separator, new = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set expects key=value, got '{override}'")
+        raise ConfigError(f"--set expects key=value, got '{text}'")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {new}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # plain text needs no quotes on a command line
+        value = new  # plain text needs no quotes on a command line
     *parents, last = key.strip().split(".")
     place: Any = values
     for parent in parents:
-        place = _step(place, parent, override)
+        place = _step(place, parent, text)
     if isinstance(place, list):
-        raise ConfigError(f"--set {override}: '{parents[-1]}' is a list; name one of its items")
+        raise ConfigError(f"--set {text}: '{parents[-1]}' is a list; name one of its items")
     if not isinstance(place, dict):
-        raise ConfigError(f"--set {override}: '{'.'.join(parents)}' is not a section")
+        raise ConfigError(f"--set {text}: '{'.'.join(parents)}' is not a section")
     place[last] = value
 
 
-def _step(place: Any, name: str, override: str) -> Any:
+def _step(place: Any, name: str, text: str) -> Any:
     if isinstance(place, list):  # an item of a list, by number, label or name
         tables = [item if isinstance(item, dict) else {} for item in place]
         for index, (item, table) in enumerate(zip(place, tables, strict=True)):
             if name in (str(index), table.get("label"), table.get("name")):
                 return item
         items = [table.get("label") or table.get("name", "") for table in tables]
-        raise ConfigError(f"--set {override}: no item '{name}'{nearest(name, items)}")
+        raise ConfigError(f"--set {text}: no item '{name}'{nearest(name, items)}")
     if not isinstance(place, dict):
-        raise ConfigError(f"--set {override}: '{name}' is below a plain value")
+        raise ConfigError(f"--set {text}: '{name}' is below a plain value")
     return place.setdefault(name, {})
 
 
@@ -474,14 +486,20 @@ _EXPECTED = {
 }
 
 
-def _explain(error: ErrorDetails) -> str:
-    """Say where, what was expected, what came, and what to do."""
+def explain(error: ErrorDetails, root: type[BaseModel] | None = None) -> str:
+    """Say where, what was expected, what came, and what to do.
+
+    Args:
+        error: What pydantic found.
+        root: The model that was checked; unset means `Experiment`.
+    """
     place = ".".join(map(str, error["loc"]))
     kind = error["type"]
     if kind == "extra_forbidden":
         *parents, unknown = place.split(".")
         section = f" in [{'.'.join(parents)}]" if parents else ""
-        return f"unknown key '{unknown}'{section}{nearest(unknown, _fields(error['loc'][:-1]))}"
+        known = _fields(error["loc"][:-1], root or Experiment)
+        return f"unknown key '{unknown}'{section}{nearest(unknown, known)}"
     if kind == "missing":
         return f"{place} is required"
     if kind == "value_error":
@@ -499,8 +517,7 @@ def _explain(error: ErrorDetails) -> str:
     return f"{place} {expected.format(**error.get('ctx', {}))}, got {error['input']!r}"
 
 
-def _fields(location: Iterable[str | int]) -> list[str]:
-    section: type[BaseModel] = Experiment
+def _fields(location: Iterable[str | int], section: type[BaseModel]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue

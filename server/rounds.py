@@ -1,9 +1,10 @@
 """The rounds of a federation with a server: draw clients, train, aggregate, evaluate, record."""
 
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -11,15 +12,19 @@ from torch import nn
 from attacks.observation import Observation
 from attacks.threats import Position, ThreatModel
 from fedsim.config import Experiment
+from fedsim.defenses import build_chain, private_clients
 from fedsim.errors import RunFailed
 from fedsim.knowledge import read_knowledge
+from fedsim.ledger import Ledger, ledger_of
 from fedsim.named_attacks import active_attack
 from fedsim.records import Record, RunDirectory, finite
+from fedsim.secure_sum.settings import settings_of
 from fedsim.seeds import stream
-from fedsim.setup import draw_clients, task_of
+from fedsim.setup import draw_clients, shares_of, task_of
 from fedsim.tasks import Task, evaluate
 from fedsim.threat import threat_of
 from fedsim.wire import (
+    ARRAYS,
     CONFIG,
     PARTITION,
     RUN_DIRECTORY,
@@ -38,8 +43,10 @@ from server.adversaries.ear import Ear
 from server.adversaries.link_tap import LinkTap
 from server.adversaries.sum_ear import SumEar
 from server.adversaries.tampering import Tamperer, Tampering
+from server.defending import defended
 from server.grids import Cohort
 from server.guard import Exchange, Guarded
+from server.secure_aggregation import SecureRound, SecureSum
 from server.strategies import build_strategy
 
 DIVERGED = 10.0
@@ -55,7 +62,8 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
     """
     task = task_of(experiment)
     model = task.build_model(stream(experiment.seed, "model"))
-    strategy = build_strategy(experiment)
+    chain = build_chain(experiment)
+    strategy = defended(build_strategy(experiment), chain, experiment.seed)
     resumed = checkpoint.restore(run, strategy)
     last, arrays = resumed or (0, to_record(shared_state(model)))
     nodes = find_clients(grid, experiment)
@@ -65,14 +73,27 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
         buffers=shared_buffers(model),
         learning_rate=experiment.training.learning_rate,
         client_of={node: client for client, node in nodes.items()},
+        reports_loss=not private_clients(chain),
     )
-    loop = _Rounds(experiment, run, task, model, strategy, exchange, nodes)
+    ledger = ledger_of(experiment, chain, [len(share) for share in shares_of(experiment, task)])
+    loop = _Rounds(experiment, run, task, model, strategy, exchange, nodes, ledger)
     loop.place_adversary(grid, threat_of(experiment))
     if resumed is None:
         run.append_round(loop.evaluated({"round": 0}, arrays))
         checkpoint.save(run, 0, arrays, strategy)
     for server_round in range(last + 1, experiment.rounds + 1):
+        patience = experiment.server.patience
+        if patience is not None and settled(run.rounds(), patience):
+            break
         arrays = loop.one(server_round, arrays)
+
+
+def settled(rounds: Sequence[Record], patience: int) -> bool:
+    """Whether the last `patience` evaluations are all no better than the best before them."""
+    accuracies = [one["accuracy"] for one in rounds if one.get("accuracy") is not None]
+    if len(accuracies) <= patience:
+        return False
+    return bool(max(accuracies[-patience:]) <= max(accuracies[:-patience]))
 
 
 def find_clients(grid: Grid, experiment: Experiment) -> dict[int, int]:
@@ -117,6 +138,7 @@ class _Rounds:
         strategy: Strategy,
         exchange: Exchange,
         nodes: Mapping[int, int],
+        ledger: Ledger | None,
     ) -> None:
         self.experiment = experiment
         self.run = run
@@ -126,9 +148,13 @@ class _Rounds:
         self.guard = Guarded(strategy, exchange, self._note)
         self.strategy: Strategy = self.guard
         self.tampering: Tampering | None = None
+        self.secure = self._secure_sum(exchange)
+        self.share_ear: Ear | None = None
+        self.sum_ear: SumEar | None = None
         self.grid: Grid
         self.exchange = exchange
         self.nodes = nodes
+        self.ledger = ledger
         self.round = 0
         self.first_loss: float | None = None
 
@@ -145,17 +171,26 @@ class _Rounds:
         inner = self.tampering or self.guard
         if threat.position is Position.LINK:
             self.grid = LinkTap(grid, ear)
-        elif threat.hears_sum:
-            sum_ear = SumEar(
-                threat=threat,
-                scope=self.experiment.adversary,
-                exchange=self.exchange,
-                target=lambda number: target(self.experiment, number) if threat.active else None,
-                keep=self.run.write_observation,
-            )
-            self.strategy = HonestButCurious(inner, sum_ear)
-        else:
-            self.strategy = HonestButCurious(inner, ear)
+            return
+        sum_ear = SumEar(
+            threat=threat,
+            scope=self.experiment.adversary,
+            exchange=self.exchange,
+            target=lambda number: target(self.experiment, number) if threat.active else None,
+            keep=self.run.write_observation,
+        )
+        if self.secure is not None:
+            self.share_ear = None if threat.hears_sum else ear
+            self.sum_ear = sum_ear
+        self.strategy = HonestButCurious(inner, sum_ear if threat.hears_sum else ear)
+
+    def _secure_sum(self, exchange: Exchange) -> SecureSum | None:
+        """Return what leads clients through secure aggregation, if they sum in secret."""
+        settings = settings_of(build_chain(self.experiment))
+        if settings is None:
+            return None
+        drawn = self.experiment.server.clients_per_round or self.experiment.partition.clients
+        return SecureSum(settings=settings, exchange=exchange, num_drawn=drawn, on_event=self._note)
 
     def _tampering(self, threat: ThreatModel) -> Tampering | None:
         """Return what changes the weights sent, if an attack of the experiment does."""
@@ -192,11 +227,27 @@ class _Rounds:
         cohort = Cohort(self.grid, [self.nodes[client] for client in drawn])
         config = self._message_config()
         messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
-        replies = self._exchange(cohort, messages)
-        new, metrics = self.strategy.aggregate_train(server_round, replies)
-        tally = self.guard.tally
+        traffic: Record
+        reason: str | None = None
+        if self.secure is not None:
+            done = self.secure.one(
+                server_round, messages, config, functools.partial(self._exchange, cohort)
+            )
+            new, metrics = self._take_mean(server_round, messages, done)
+            traffic, reason = _secure_traffic(done), done.reason
+            tally = self.guard.tally
+        else:
+            replies = self._exchange(cohort, messages)
+            new, metrics = self.strategy.aggregate_train(server_round, replies)
+            tally = self.guard.tally
+            traffic = {
+                "replies": len(replies),
+                "rejected": tally.rejected,
+                "bytes_up": tally.bytes_up,
+                "bytes_down": sum(num_bytes(message.content) for message in messages),
+            }
         if new is None:
-            replied = f"{len(tally.clients)} usable replies from {len(messages)} clients"
+            replied = reason or f"{len(tally.clients)} usable replies from {len(messages)} clients"
             if self.tampering is not None and self.tampering.tampered:
                 replied += f", {len(self.tampering.tampered)} of which were sent changed weights"
             self.run.append_event(
@@ -209,13 +260,12 @@ class _Rounds:
             "round": server_round,
             "train_loss": _metric(metrics, TRAIN_LOSS),
             "clients": tally.clients,
-            "replies": len(replies),
-            "rejected": tally.rejected,
-            "bytes_up": tally.bytes_up,
-            "bytes_down": sum(num_bytes(message.content) for message in messages),
+            **traffic,
         }
         if self.tampering is not None:
             record["tampered"] = self.tampering.tampered
+        if self.ledger is not None:
+            record |= self.ledger.spent(server_round).record()
         if self.experiment.clients.checks:
             record["alarms"] = self._alarms(server_round, drawn)
         if self.experiment.server.evaluate_clients:
@@ -230,6 +280,25 @@ class _Rounds:
         self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
         checkpoint.save(self.run, server_round, arrays, self.inner)
         return arrays
+
+    def _take_mean(
+        self, server_round: int, messages: list[Message], done: SecureRound
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the adversary hear a round of secure aggregation, and the strategy its mean."""
+        sent = {
+            self.exchange.client_of[one.metadata.dst_node_id]: one.content.array_records[ARRAYS]
+            for one in messages
+        }
+        if self.share_ear is not None:
+            heard = [(sent[self.guard.client(reply)], reply) for reply in done.masked]
+            self.share_ear.hear_round(server_round, heard)
+        if done.mean is None:
+            return None, None
+        if self.sum_ear is not None:
+            self.sum_ear.hear_mean(server_round, sent, done.mean, done.survivors)
+        return self.guard.aggregate_mean(
+            server_round, done.mean, done.survivors, carrier=done.masked[0]
+        )
 
     def _alarms(self, server_round: int, drawn: Iterable[int]) -> list[Record]:
         """Return what clients noticed, and note each as an event; only people are told of it."""
@@ -314,6 +383,16 @@ def target(experiment: Experiment, server_round: int) -> int | None:
     drawn = draw_clients(experiment, server_round)
     in_turn = [victims[(turn + place) % len(victims)] for place in range(len(victims))]
     return next((victim for victim in in_turn if victim in drawn), None)
+
+
+def _secure_traffic(done: SecureRound) -> Record:
+    return {
+        "replies": done.replies,
+        "rejected": done.rejected,
+        "bytes_up": done.bytes_up,
+        "bytes_down": done.bytes_down,
+        "secure_aggregation": done.answered,
+    }
 
 
 def _metric(metrics: Mapping[str, object] | None, name: str) -> float | None:

@@ -36,9 +36,10 @@ from fedsim.pool import AttackPool, Job
 from fedsim.records import Record, RunDirectory
 
 
-def _environment(experiment: Experiment) -> dict[str, Any]:
+def environment(address: str) -> dict[str, Any]:
+    """Return what processes of a cluster find around them."""
     variables = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
-    if experiment.engine.address == "local":  # other machines have folders of their own
+    if address == "local":  # other machines have folders of their own
         variables["PYTHONPATH"] = search_path()
     return {"env_vars": variables}
 
@@ -109,7 +110,7 @@ class RayGrid(LocalGrid):
         actor = ray.remote(ClientWorker).options(
             num_cpus=1,
             num_gpus=self.experiment.engine.client_gpus,
-            runtime_env=_environment(self.experiment),
+            runtime_env=environment(self.experiment.engine.address),
         )
         numbers = list(range(place, self.num_nodes, self.size))
         root = str(self.run_directory.root.resolve())
@@ -195,7 +196,7 @@ class RayPool:
         actor = ray.remote(AttackActor).options(
             num_cpus=0,
             num_gpus=self.experiment.engine.attack_gpus,
-            runtime_env=_environment(self.experiment),
+            runtime_env=environment(self.experiment.engine.address),
         )
         return actor.remote(str(self.run.root.resolve()))
 
@@ -254,7 +255,7 @@ class Ray:
         self.grid: RayGrid | None = None
         self.started = not ray.is_initialized()
         if self.started:
-            _initialize(experiment)
+            join_cluster(experiment.engine.address, experiment.engine.workers)
         cpus = float(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
         if experiment.engine.workers > cpus:
             workers = experiment.engine.workers
@@ -281,14 +282,17 @@ class Ray:
             ray.shutdown()
 
 
-def _initialize(experiment: Experiment) -> None:
+def join_cluster(address: str, workers: int) -> None:
+    """Start Ray on this machine ("local"), with room for so many workers, or join a cluster.
+
+    Raises:
+        ConfigError: There is no such cluster.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of its future
-    address = experiment.engine.address
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         # never without an address: a cluster that died leaves a pointer that blocks for ever
-        workers = experiment.engine.workers
         settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
     try:
         _require_listener(address)

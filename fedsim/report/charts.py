@@ -20,22 +20,23 @@ MOST_DOTS = 40
 SHAPES = "osD^vP*X"
 """Of points, by kind; after the last they begin again."""
 
-_LOOK = "fedsim.report.chart"  # chart.mplstyle, beside this file
+LOOK = "fedsim.report.chart"
+"""chart.mplstyle, beside this file."""
 _LEFT, _RIGHT, _FOOT, _GAP = 46, 14, 44, 46
 
 
 def over_rounds(panels: Sequence[Panel], *, width: int, colours: Mapping[str, str]) -> Figure:
     """Return panels with points, from top to bottom over one axis of rounds."""
     legend = {
-        curve.label: _dot(colours[colour_of(curve.series)])
+        curve.label: dot(colours[colour_of(curve.series)])
         for panel in panels
         for curve in panel.curves
         if curve.series is not None
     }
     heights = [panel.height for panel in panels]
     height = sum(heights) + _GAP * (len(panels) - 1)
-    with style.context([_LOOK, _inks(colours)], after_reset=True):
-        figure, grid = _sheet(legend, width, height)
+    with style.context([LOOK, inks(colours)], after_reset=True):
+        figure, grid = sheet(legend, width, height)
         grid |= {"height_ratios": heights, "hspace": _GAP * len(heights) / sum(heights)}
         areas = figure.subplots(len(panels), sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
         for panel, area in zip(panels, areas, strict=True):
@@ -54,10 +55,10 @@ def scatter(
     """Return points of two measures, named by colour and shape; titles: across, upwards."""
     kinds = list(dict.fromkeys(spot.kind for spot in spots))
     shapes = {kind: SHAPES[place % len(SHAPES)] for place, kind in enumerate(kinds)}
-    legend = {spot.name: _dot(colours[colour_of(spot.series)]) for spot in spots}
-    legend |= {kind: _dot(colours["muted"], shape) for kind, shape in shapes.items()}
-    with style.context([_LOOK, _inks(colours)], after_reset=True):
-        figure, grid = _sheet(legend, width, 250)
+    legend = {spot.name: dot(colours[colour_of(spot.series)]) for spot in spots}
+    legend |= {kind: dot(colours["muted"], shape) for kind, shape in shapes.items()}
+    with style.context([LOOK, inks(colours)], after_reset=True):
+        figure, grid = sheet(legend, width, 250)
         area = figure.subplots(gridspec_kw=grid)
         for spot in spots:
             colour = colours[colour_of(spot.series)]
@@ -72,7 +73,7 @@ def scatter(
 def svg(figure: Figure) -> bytes:
     """Return a figure as a file that holds no date."""
     file = io.BytesIO()
-    with style.context(_LOOK, after_reset=True):
+    with style.context(LOOK, after_reset=True):
         figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()
 
@@ -80,22 +81,24 @@ def svg(figure: Figure) -> bytes:
 def png(figure: Figure) -> bytes:
     """Return a figure at twice its size, on white paper."""
     file = io.BytesIO()
-    with style.context(_LOOK, after_reset=True):
+    with style.context(LOOK, after_reset=True):
         figure.savefig(file, format="png", dpi=144, facecolor="white")
     return file.getvalue()
 
 
-def _inks(colours: Mapping[str, str]) -> dict[str, Any]:
+def inks(colours: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that give texts and lines their colours."""
     texts = ("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor")
     strong = {"axes.titlecolor": colours["ink"], "grid.color": colours["grid"]}
     return strong | dict.fromkeys(texts, colours["muted"])
 
 
-def _dot(colour: str, shape: str = "o") -> Line2D:
+def dot(colour: str, shape: str = "o") -> Line2D:
+    """Return a mark for a legend."""
     return Line2D([], [], color=colour, marker=shape, markersize=8, linestyle="none")
 
 
-def _sheet(legend: Mapping[str, Line2D], width: int, height: int) -> tuple[Figure, dict[str, Any]]:
+def sheet(legend: Mapping[str, Line2D], width: int, height: int) -> tuple[Figure, dict[str, Any]]:
     """Return a figure with its legend, and the edges of so many pixels of room below it."""
     columns = max(1, (width - _LEFT) // (40 + 8 * max(map(len, legend), default=0)))
     top = 30 + 20 * -(-len(legend) // columns)

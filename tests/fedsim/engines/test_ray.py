@@ -58,7 +58,7 @@ class Attack:
 def cluster() -> Iterator[None]:
     """A cluster of the CPUs of this machine, two at least."""
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        engine_module._initialize(tiny(2))
+        engine_module.join_cluster("local", 2)
         gc.collect()  # Ray leaves handles of its own processes to the collector
     yield
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):

@@ -1,0 +1,232 @@
+"""The page of a sweep: what each defense costs, and what three attackers still get out of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.records import replace_bytes
+from fedsim.report.charts import png
+from fedsim.report.frontier import MOST_DB, Mark, draw, frontier_of
+from fedsim.report.gallery import ranked, same_image, spread_of
+from fedsim.report.palette import LIGHT
+from fedsim.report.pictures import Row
+from fedsim.report.rendering import WIDE, Chart, chart, render
+from fedsim.report.run_view import RunView
+from fedsim.report.wording import count, decibels, duration, percent
+from fedsim.schemas import AttackerRow, Interval, SweepCell
+from fedsim.sweep.rows import Measured
+from fedsim.sweep.statistics import resampled
+
+if TYPE_CHECKING:  # the driver builds the page
+    from fedsim.sweep.driver import Swept
+
+COLUMNS = 4
+"""Images side by side, per cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One cell on the page.
+
+    Attributes:
+        row: Its numbers.
+        findings: What each attacker came to, a sentence each.
+        sheet: Some of its images.
+    """
+
+    row: SweepCell
+    findings: Sequence[str]
+    sheet: Sequence[Row]
+
+
+def build(swept: "Swept") -> Path:
+    """Write `sweep.html` and `frontier.png`; return the page."""
+    record = swept.record
+    roles = list(record.cells[0].attackers)
+    shown = [
+        Shown(
+            row=row,
+            findings=[
+                finding(role, one, record.success_threshold_db)
+                for role, one in row.attackers.items()
+            ],
+            sheet=_sheet(roles, swept.measured[row.number]),
+        )
+        for row in record.cells
+    ]
+    page = render(
+        "sweep.html.j2",
+        sweep=record,
+        attackers=swept.sweep.attackers.by_role(),
+        roles=roles,
+        cells=shown,
+        most_images=max(one.num_images for row in record.cells for one in row.attackers.values()),
+        most_db=MOST_DB,
+        headline=headline(record.cells, record.success_threshold_db),
+        frontier=_frontier(swept),
+        published=any(_has_published(row) for row in record.cells),
+        private=any(row.epsilon is not None for row in record.cells),
+        rounds=_rounds(record.cells),
+        patience=_patience(swept),
+    )
+    replace_bytes(swept.page, page.encode())
+    return swept.page
+
+
+def headline(cells: Sequence[SweepCell], threshold_db: float) -> str:
+    """Return the finding of a sweep in one sentence."""
+    judged = [row for row in cells if any(one.num_images for one in row.attackers.values())]
+    if not judged:
+        return "No attack of this sweep has been scored yet."
+    whole = [row for row in judged if not _broken(row)]
+    best = max(
+        (row for row in whole if row.accuracy is not None),
+        key=lambda row: row.accuracy.value if row.accuracy else 0.0,
+        default=None,
+    )
+    what = f"{len(judged) - len(whole)} of {count(len(judged), 'setting')} gave images away"
+    start = f"{what} to {threshold_db:g}\u00a0dB"
+    if best is None or best.accuracy is None:
+        return f"{start}."
+    kept = f"the most useful of the others is {best.label}, at {percent(best.accuracy.value)}"
+    against = ""
+    if best.baseline_accuracy is not None:
+        against = f" against {percent(best.baseline_accuracy)} undefended"
+    return f"{start}; {kept} accuracy{against}."
+
+
+def _broken(row: SweepCell) -> bool:
+    return any(one.num_recovered for one in row.attackers.values())
+
+
+def finding(role: str, one: AttackerRow, threshold_db: float) -> str:
+    """Return what one attacker came to: worded by what was measured, never as safety."""
+    who = f"{role} ({one.attack})"
+    if one.refused is not None:
+        return f"{who} cannot attack this: {one.refused}"
+    if not one.num_images:
+        return f"{who} was not run"
+    limit, images = f"{threshold_db:g}\u00a0dB", count(one.num_images, "image")
+    within = f"within {duration(one.time_budget_s)} per update"
+    if one.failed == one.victims:
+        return f"every attack of {who} failed, which says nothing about safety"
+    if one.num_recovered:
+        return f"broken by {who}: {one.num_recovered} of {images} to {limit} {within}"
+    return f"not broken by {who} {within}: none of {images} to {limit}"
+
+
+def _has_published(row: SweepCell) -> bool:
+    return row.published.accuracy is not None or row.published.defends is not None
+
+
+def _rounds(cells: Sequence[SweepCell]) -> str:
+    """Say how many rounds of training are behind the accuracies."""
+    rounds = [number for row in cells for number in row.utility_rounds]
+    if not rounds:
+        return "no training was evaluated"
+    low, high = min(rounds), max(rounds)
+    return count(high, "round") if low == high else f"{low} to {high} rounds"
+
+
+def _patience(swept: "Swept") -> str:
+    """Say when the training that measures utility ends."""
+    server = next(iter(swept.cells[0].utility.values())).experiment.server
+    if server.patience is None:
+        return ""
+    every = count(server.evaluate_every, "round")
+    return (
+        f"; a training ends early once {count(server.patience, 'evaluation')} in a row, one after "
+        f"every {every}, brought no better accuracy"
+    )
+
+
+# the frontier
+
+
+def _frontier(swept: "Swept") -> Chart | None:
+    cells = [
+        (row, row.accuracy, row.attackers[row.strongest].psnr_db)
+        for row in swept.record.cells
+        if row.strongest is not None and row.accuracy is not None
+    ]
+    marks = [
+        Mark(
+            name=str(row.number),
+            family=row.family,
+            x=_ends(accuracy, 100.0),
+            y=_ends(leaked),
+        )
+        for row, accuracy, leaked in cells
+        if leaked is not None
+    ]
+    if not marks:
+        return None
+    rows = [row for row, _, _ in cells]
+    utilities = np.stack([_resampled_accuracy(swept, row) for row in rows], axis=1)
+    leakages = np.stack([_resampled_leakage(swept, row) for row in rows], axis=1)
+    frontier = frontier_of(100 * utilities, leakages, swept.record.confidence)
+    means = [_data_mean(row) for row in rows]
+    known = [value for value in means if value is not None]
+    limit = swept.record.success_threshold_db
+    rules = {f"counts as recovered, {limit:g} dB": limit}
+    if known:
+        rules[f"data mean {decibels(float(np.median(known)))}"] = float(np.median(known))
+    titles = ("accuracy, %", "median PSNR of the strongest attacker, dB")
+    drawing = partial(draw, marks, frontier, rules, titles=titles)
+    replace_bytes(swept.folder / "frontier.png", png(drawing(width=WIDE, colours=LIGHT)))
+    label = (
+        "Leakage against utility, a mark per setting with its interval, and the least leakage at "
+        "each accuracy as a line with its band. The table below has the values."
+    )
+    return chart(drawing, label)
+
+
+def _ends(interval: Interval | None, scale: float = 1.0) -> tuple[float, float, float]:
+    if interval is None:
+        return (0.0, 0.0, 0.0)
+    low = interval.value if interval.low is None else interval.low
+    high = interval.value if interval.high is None else interval.high
+    return scale * interval.value, scale * low, scale * high
+
+
+def _resampled_accuracy(swept: "Swept", row: SweepCell) -> NDArray[np.float64]:
+    found = [one.accuracy for one in swept.measured[row.number] if one.accuracy is not None]
+    return np.concatenate([[np.mean(found)], resampled(found, np.mean, row.number)])
+
+
+def _resampled_leakage(swept: "Swept", row: SweepCell) -> NDArray[np.float64]:
+    """Return the leakage of the strongest attacker, measured and resampled."""
+    runs = [one.attacked.get(row.strongest or "") for one in swept.measured[row.number]]
+    found = [value for one in runs if one is not None for value in one.psnr_db]
+    return np.concatenate([[np.median(found)], resampled(found, np.median, row.number)])
+
+
+def _data_mean(row: SweepCell) -> float | None:
+    found = [one.data_mean_psnr_db for one in row.attackers.values()]
+    return next((value for value in found if value is not None), None)
+
+
+# the gallery
+
+
+def _sheet(roles: Sequence[str], runs: Sequence[Measured]) -> list[Row]:
+    """Return some originals of the first seed, and what each attacker made of them."""
+    run = next((one.leakage for one in runs if one.leakage is not None), None)
+    if run is None:
+        return []
+    view = RunView(run)
+    by_role = {role: found for role in roles if (found := ranked(view.scores, role))}
+    if not by_role:
+        return []
+    best = max(by_role, key=lambda role: by_role[role][len(by_role[role]) // 2].psnr_db or 0.0)
+    columns = spread_of(by_role[best], COLUMNS)
+    rows = [Row(label="Original", tiles=[view.original(pair) for pair in columns])]
+    for role in roles:
+        guesses = [view.guess(same_image(view.scores, role, pair)) for pair in columns]
+        rows.append(Row(label=role, tiles=guesses))
+    return rows

@@ -1,0 +1,149 @@
+"""The rows of a sweep as CSV, Parquet and Markdown."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.records import Record, replace_bytes
+from fedsim.report.wording import NOTHING, decibels, percent
+from fedsim.schemas import AttackerRow, Interval, SweepCell, SweepRecord
+
+
+def write_tables(folder: Path, record: SweepRecord) -> None:
+    """Write `rows` (a row per cell) and `seeds` (per cell and seed) as CSV and as Parquet."""
+    document = record.model_dump(mode="json")
+    for name, part in (("rows", "cells"), ("seeds", "seeds")):
+        rows = [_flat(row) for row in document[part]]
+        replace_bytes(folder / f"{name}.csv", _csv(rows))
+        replace_bytes(folder / f"{name}.parquet", _parquet(rows))
+
+
+def _flat(row: Mapping[str, Any]) -> Record:
+    """Return a row whose columns have plain values, as `plain.psnr_db.low`."""
+    return dict(_leaves(row))
+
+
+def _leaves(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        # roles and axes have names of their own
+        name = prefix if key in ("attackers", "levels") else f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}." if name and not name.endswith(".") else name)
+        elif isinstance(value, list):
+            yield name, " ".join(map(str, value))
+        else:
+            yield name, value
+
+
+def _columns(rows: Sequence[Record]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    # an interval that is missing in one row is a table in another
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
+def _csv(rows: Sequence[Record]) -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _columns(rows), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def _parquet(rows: Sequence[Record]) -> bytes:
+    import pyarrow as pa  # late: it takes a while
+    from pyarrow import parquet
+
+    columns = _columns(rows)
+    values = {name: [row.get(name) for row in rows] for name in columns}
+    table = pa.table({name: pa.array(found, _type(found)) for name, found in values.items()})
+    file = io.BytesIO()
+    parquet.write_table(table, file)
+    return file.getvalue()
+
+
+def _type(values: Sequence[object]) -> Any:
+    """Return the column type: numbers are float64 unless all are whole, so that files agree."""
+    import pyarrow as pa
+
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, bool) for value in known):
+        return pa.bool_()
+    if any(isinstance(value, str) for value in known):
+        return pa.string()
+    if known and all(isinstance(value, int) for value in known):
+        return pa.int64()
+    return pa.float64()
+
+
+# for documents
+
+
+def markdown(record: SweepRecord) -> str:
+    """Return the table of a sweep for a document: a row per cell, three numbers per defense."""
+    roles = list(record.cells[0].attackers)
+    published = any(
+        row.published.accuracy is not None or row.published.defends is not None
+        for row in record.cells
+    )
+    private = any(row.epsilon is not None for row in record.cells)
+    head = ["", "cell", "accuracy", *(f"{role}, dB" for role in roles)]
+    head += [f"{role}, recovered" for role in roles] + ["data mean"]
+    head += ["epsilon"] if private else []
+    head += ["published accuracy", "published: defends", "ours: defends"] if published else []
+    lines = [head, ["---"] * len(head)]
+    for row in record.cells:
+        line = [str(row.number), row.label, accuracy_of(row)]
+        line += [psnr_of(row.attackers[role]) for role in roles]
+        line += [recovered_of(row.attackers[role]) for role in roles]
+        line.append(decibels(_data_mean(row)))
+        line += [NOTHING if row.epsilon is None else f"{row.epsilon:.3g}"] if private else []
+        line += published_of(row) if published else []
+        lines.append(line)
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def accuracy_of(row: SweepCell) -> str:
+    """Return the accuracy with its spread over seeds."""
+    if row.status == "failed":
+        return "failed"
+    if row.accuracy is None:
+        return NOTHING
+    spread = "" if row.accuracy_std is None else f" ± {100 * row.accuracy_std:.1f}"
+    return f"{100 * row.accuracy.value:.1f}{spread}\u00a0%"
+
+
+def psnr_of(one: AttackerRow) -> str:
+    """Return the median PSNR with its interval."""
+    if one.refused is not None:
+        return "cannot attack"
+    return NOTHING if one.psnr_db is None else f"{one.psnr_db.value:.1f}{_range(one.psnr_db)}"
+
+
+def _range(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f" ({interval.low:.1f} to {interval.high:.1f})"
+
+
+def recovered_of(one: AttackerRow) -> str:
+    """Return how many images were recovered."""
+    return f"{one.num_recovered} of {one.num_images}" if one.num_images else NOTHING
+
+
+def published_of(row: SweepCell) -> list[str]:
+    """Return what a paper reports, and our own verdict on the plain attack beside it."""
+    said = row.published
+    accuracy = percent(said.accuracy) if said.accuracy is not None else NOTHING
+    plain = row.attackers.get("plain")
+    ours = NOTHING
+    if plain is not None and plain.num_images:
+        ours = "no" if plain.num_recovered else "not broken by plain"
+    verdict = NOTHING if said.defends is None else "yes" if said.defends else "no"
+    return [("at most " if said.below else "") + accuracy, verdict, ours]
+
+
+def _data_mean(row: SweepCell) -> float | None:
+    found = [one.data_mean_psnr_db for one in row.attackers.values()]
+    return next((value for value in found if value is not None), None)
