@@ -12,7 +12,8 @@ update of T steps of SGD with rate r is, to first order, minus r T times one gra
   as that is less than both sides of the weight.
 - T itself, and the examples per step, show in the second order alone: by how much the weights had
   moved when later gradients were taken. A grid of hypotheses with the same r T is tried, each by a
-  short attack that replays it; the one whose replay comes closest is chosen.
+  short attack that replays it; the one whose replay comes closest is chosen. Their distances are
+  values of one objective, in which total variation weighs the same whatever the hypothesis.
 
 What cannot be told apart: momentum and a larger rate; anything about T when r T is so small that
 the weights hardly move, where it does not matter to the attack either. The spread of the

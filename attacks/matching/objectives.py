@@ -31,6 +31,24 @@ def cosine_distance(guess: Tensors, seen: Tensors) -> Tensor:
     return 1 - (one @ other) / (lengths[0] * lengths[1])
 
 
+def chord(guess: Tensors, seen: Tensors) -> Tensor:
+    """Return the distance of two gradients' directions over the root of 2, in [0, sqrt(2)].
+
+    That is the root of `cosine_distance`, without the rounding of 1 - cos: near 0 it tells apart
+    what single precision can, down to about 1e-7, where it is rounded off so that it has a slope
+    everywhere. A zero gradient has no direction: the chord is then about 0.7.
+
+    Args:
+        guess: Gradient of the guess, by parameter name.
+        seen: The gradient to match, with at least the same names.
+    """
+    one, other = _flat(guess, guess), _flat(seen, guess)
+    tiny = torch.finfo(one.dtype).tiny
+    lengths = [(flat @ flat).clamp_min(tiny).sqrt() for flat in (one, other)]
+    apart = one / lengths[0] - other / lengths[1]
+    return (apart @ apart / 2 + torch.finfo(one.dtype).eps ** 2).sqrt()
+
+
 def _flat(tensors: Tensors, names: Tensors) -> Tensor:
     """Return the tensors of these names as one vector."""
     return torch.cat([tensors[name].flatten() for name in names])

@@ -1,9 +1,14 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from attacks.inverting_gradients import InvertingGradients
+from attacks.matching.objectives import chord
+from attacks.matching.priors import total_variation
+from attacks.matching.victim import rebuild
 from attacks.observation import Attack, AttackFailed, Kind, LocalRecipe
 from attacks.recipe_estimate import EstimatedRecipe, examples_by_rank, labels_and_scale
 from attacks.surrogate import line_through
@@ -61,6 +66,27 @@ def test_more_steps_are_told_from_fewer_where_the_weights_move() -> None:
     assert many.margin > 1
     assert many.recipe.learning_rate is not None
     assert many.rate_times_steps == pytest.approx(5 * many.recipe.learning_rate)
+
+
+def test_total_variation_weighs_the_same_in_every_hypothesis(rng: torch.Generator) -> None:
+    seen, known = hear(INPUTS[:2], LABELS[:2], [[[0, 1]]] * 5, learning_rate=0.05)
+    attack = EstimatedRecipe(epochs=(1, 5), batches=(1, 2), probe_steps=3)
+
+    estimate = attack.estimate(seen, replace(known, recipe=None), rng=rng)
+
+    shares = []
+    for recipe, distance in estimate.hypotheses:
+        about = replace(known, recipe=recipe)
+        found = InvertingGradients(steps=3)(seen, about, rng=rng)  # grey: no chance in it
+        assert found.inputs is not None
+        assert found.labels is not None
+        assert found.matching_loss == pytest.approx(distance)
+        victim = rebuild(seen, about, dtype=torch.float32)
+        alone = float(chord(victim.gradient(found.inputs, found.labels), victim.target).detach())
+        varying = float(total_variation(found.inputs, smoothing=0.01))
+        shares.append(math.log(distance / alone) / varying)
+    assert len(shares) == 4
+    assert shares == pytest.approx(shares[:1] * 4, rel=0.02)  # rounding
 
 
 def test_the_attack_runs_with_the_estimate_and_says_what_it_is(rng: torch.Generator) -> None:

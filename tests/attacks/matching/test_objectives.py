@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attacks.matching.objectives import cosine_distance, squared_distance
+from attacks.matching.objectives import chord, cosine_distance, squared_distance
 
 
 def test_squared_distance_adds_over_all_tensors() -> None:
@@ -34,4 +34,30 @@ def test_a_zero_gradient_has_no_direction_and_a_finite_slope() -> None:
     (slope,) = torch.autograd.grad(distance, guess)
 
     assert distance.item() == 1
+    assert slope.isfinite().all()
+
+
+def test_the_chord_is_the_root_of_the_cosine_distance() -> None:
+    guess = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0])}
+    seen = {"a": torch.tensor([4.0, -2.0]), "b": torch.tensor([3.0])}
+
+    assert chord(guess, seen).item() == pytest.approx(cosine_distance(guess, seen).sqrt().item())
+
+
+def test_the_chord_tells_apart_what_the_cosine_rounds_off() -> None:
+    seen = {"a": torch.tensor([1.0, 0.0])}
+    guess = {"a": torch.tensor([1.0, 1e-5])}
+
+    assert chord(guess, seen).item() == pytest.approx(1e-5 / 2**0.5, rel=1e-3)
+    assert cosine_distance(guess, seen).item() == 0
+
+
+@pytest.mark.parametrize("guess", [[0.0, 0.0], [1.0, 0.0]])
+def test_the_chord_has_a_finite_slope_where_it_is_zero_or_has_no_direction(
+    guess: list[float],
+) -> None:
+    point = torch.tensor(guess, requires_grad=True)
+
+    (slope,) = torch.autograd.grad(chord({"a": point}, {"a": torch.tensor([1.0, 0.0])}), point)
+
     assert slope.isfinite().all()
