@@ -1,6 +1,7 @@
 """The ClientApp: unpacks a message, lets pure functions do the work, packs the reply."""
 
 from functools import lru_cache
+from typing import cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,10 +13,22 @@ from clients.defending import defend
 from clients.local_training import LocalUpdate, local_update
 from clients.memory import Memory
 from clients.participant import Participant, participant
+from clients.secure_aggregation import SecureClient, dropped
 from fedsim import truth
 from fedsim.config import ClientsConfig, Experiment
-from fedsim.defenses import Defense, UpdateDefense, build_chain, with_penalties
+from fedsim.defenses import (
+    Defense,
+    TrainingDefense,
+    UpdateDefense,
+    build_chain,
+    private_clients,
+    with_penalties,
+)
+from fedsim.ledger import participations
+from fedsim.privacy import Accounted, share_of
 from fedsim.records import RunDirectory
+from fedsim.secure_sum import messages as secure_messages
+from fedsim.secure_sum.settings import Stage, settings_of
 from fedsim.tasks import evaluate
 from fedsim.threat import threat_of
 from fedsim.wire import (
@@ -59,10 +72,15 @@ def train(message: Message, context: Context) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = _integer(config[ROUND])
     run = read_run_directory(context.run_config, config)
+    chain = chain_for(me)
+    secure = None
+    if (settings := settings_of(chain)) is not None:
+        secure = SecureClient.of(message, context, me, settings)
+        if secure.drops(Stage.MASKED):
+            return dropped(message, Stage.MASKED)
     alarms = inspect(me, checks_of(me.experiment), server_round, run)
     if alarms and me.experiment.clients.on_alarm == "refuse":
         return Message(Error(REFUSED, _refusal(alarms)), reply_to=message)
-    chain = chain_of(me.experiment)
     before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
     update = local_update(
         me.model,
@@ -74,8 +92,11 @@ def train(message: Message, context: Context) -> Message:
         server_round=server_round,
         client=me.number,
         proximal_mu=float(str(config.get(PROXIMAL_MU, 0.0))),
+        defense=next((one for one in chain.values() if isinstance(one, TrainingDefense)), None),
     )
-    if run is not None and me.experiment.adversary.hears(server_round, me.number):
+    scope = me.experiment.adversary
+    heard = scope.listens_in(server_round) if secure else scope.hears(server_round, me.number)
+    if run is not None and heard:  # a sum that is heard has every client's data behind it
         seal(run, me, server_round, update)
     update = defend(
         me,
@@ -85,13 +106,50 @@ def train(message: Message, context: Context) -> Message:
         server_round=server_round,
         memory=Memory(me.name, run, context.state),
     )
-    metrics = MetricRecord({NUM_EXAMPLES: len(update.used), TRAIN_LOSS: update.train_loss})
+    if secure is not None:
+        masked = secure.mask(message.content, update, tells_loss=not private_clients(chain))
+        return Message(masked, reply_to=message)
+    metrics = MetricRecord({NUM_EXAMPLES: update.num_examples})
+    if not private_clients(chain):
+        metrics[TRAIN_LOSS] = update.train_loss
     packed = any(isinstance(defense, UpdateDefense) for defense in chain.values())
     to_wire = to_packed_record if packed else to_record
     content = RecordDict({ARRAYS: to_wire(update.tensors), METRICS: metrics})
     if update.buffers:
         content[BUFFERS] = to_record(update.buffers)
     return Message(content, reply_to=message)
+
+
+@app.query(secure_messages.ADVERTISE_KEYS)
+def advertise_keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, first stage: send public keys."""
+    return _secure_reply(message, context, Stage.KEYS)
+
+
+@app.query(secure_messages.SHARE_KEYS)
+def share_keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, second stage: deal out encrypted shares; the third is `train`."""
+    return _secure_reply(message, context, Stage.SHARES)
+
+
+@app.query(secure_messages.UNMASK)
+def unmask(message: Message, context: Context) -> Message:
+    """Secure aggregation, last stage: reveal what takes the masks off the sum."""
+    return _secure_reply(message, context, Stage.UNMASK)
+
+
+def _secure_reply(message: Message, context: Context, stage: Stage) -> Message:
+    me = participant(str(context.run_config[EXPERIMENT]), _number(context))
+    client = SecureClient.of(message, context, me, settings_of(chain_of(me.experiment)))
+    if client.drops(stage):
+        return dropped(message, stage)
+    if stage is Stage.KEYS:
+        part = client.advertise()
+    elif stage is Stage.SHARES:
+        part = client.share(message.content)
+    else:
+        part = client.reveal(message.content)
+    return Message(RecordDict({secure_messages.SECURE: part}), reply_to=message)
 
 
 @app.evaluate()
@@ -132,6 +190,25 @@ def chain_of(experiment: Experiment) -> dict[str, Defense]:
     if not experiment.defenses:
         return {}
     return _chain(experiment.model_dump_json())
+
+
+@lru_cache(maxsize=1024)
+def _tailored(config: str, client: int, num_examples: int) -> dict[str, Defense]:
+    experiment, chain = Experiment.model_validate_json(config), _chain(config)
+    rounds = participations(experiment, experiment.rounds)[client]
+    share = share_of(experiment.training, num_examples, rounds)
+    return {
+        title: cast(Defense, one.tailored(share)) if isinstance(one, Accounted) else one
+        for title, one in chain.items()
+    }
+
+
+def chain_for(me: Participant) -> dict[str, Defense]:
+    """Return the defenses of a client by title, in order: how much noise may depend on its data."""
+    chain = chain_of(me.experiment)
+    if not private_clients(chain):
+        return chain
+    return _tailored(me.experiment.model_dump_json(), me.number, len(me.inputs))
 
 
 def _refusal(alarms: list[Alarm]) -> str:
