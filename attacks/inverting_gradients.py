@@ -74,7 +74,7 @@ _PRECISION = 1e-7
 """What a cosine in single precision can tell from 1."""
 _NEAR = 1e-3
 """How far ahead the gradient penalty looks, per pixel, as a fraction of the range."""
-_TV_SHARE = 0.01
+_TV_SHARE = 1 / 64
 """By how much the logarithm of the distance may rise for a unit of total variation, per pixel of
 the image's side."""
 _GENERATOR_STEP = 1e-2

@@ -275,7 +275,7 @@ def test_the_value_is_a_product_unless_a_weight_makes_it_a_sum(
     distance = cosine_distance(guessed.update, seen.update)
     variation = total_variation(found.inputs, smoothing=0.01)
     expected = (
-        distance.sqrt() * (0.08 * variation).exp()  # a hundredth for each of the 8 pixels of a side
+        distance.sqrt() * (8 / 64 * variation).exp()  # 1/64 for each of the 8 pixels of a side
         if tv_weight is None
         else distance + tv_weight * variation
     )
