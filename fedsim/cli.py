@@ -22,7 +22,7 @@ from rich.console import Console
 
 from fedsim.errors import ConfigError, FedsimError, RunFailed
 
-DONE, BAD_INPUT, RUN_FAILED, INTERRUPTED = 0, 2, 3, 130
+DONE, BAD_INPUT, RUN_FAILED, GATE_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes; `docs/commands.md` explains them."""
 
 REFUSALS = ("client-failed", "client-refused", "no-reply", "update-rejected")
@@ -194,6 +194,75 @@ def sweep(
     if bad := [row.label for row in swept.record.cells if row.status != "done"]:
         said = f"{len(bad)} settings failed in part or whole, see the page: {', '.join(bad)}"
         errors.print(said, style="yellow", markup=False)
+
+
+@app.command()
+def gate(
+    experiment: Annotated[
+        str, typer.Argument(help="An experiment file (TOML), or a shipped name.")
+    ],
+    overrides: Sets = None,
+    max_psnr: Annotated[
+        float | None, typer.Option(help="No image may be recovered to so many dB.")
+    ] = None,
+    max_success_rate: Annotated[
+        float | None,
+        typer.Option(help="Share that may be recovered, to the experiment's own threshold."),
+    ] = None,
+    tolerate: Annotated[
+        float, typer.Option(help="With --max-psnr: share of updates that may be.")
+    ] = 0.05,
+    confidence: Annotated[float, typer.Option(help="Of the claim, one-sided.")] = 0.95,
+    victims: Annotated[
+        int | None, typer.Option(help="Updates to attack; unset means as few as can prove it.")
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(help="An attack, by name or as the experiment calls it.")
+    ] = "auto",
+    time_budget: Annotated[
+        float | None, typer.Option(help="Seconds per update; unset means as the attack has it.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Attack processes; unset means one per core.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdict as JSON.")
+    ] = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", help="Write the verdict as JUnit XML.")
+    ] = None,
+) -> None:
+    """Attack fresh updates and end with code 0 or 4: for continuous integration."""
+    from fedsim import gate as gating
+    from fedsim.config import read_experiment
+    from fedsim.records import replace_bytes, replace_json
+
+    if (max_psnr is None) == (max_success_rate is None):
+        raise ConfigError("give either --max-psnr or --max-success-rate")
+    read = read_experiment(experiment, overrides or ())
+    claim = gating.Claim(
+        threshold_db=read.score.success_threshold_db if max_psnr is None else max_psnr,
+        tolerated=tolerate if max_success_rate is None else max_success_rate,
+        confidence=confidence,
+        victims=victims,
+    )
+    found = gating.gate(
+        read,
+        claim,
+        attack=gating.attack_of(read, attack, time_budget),
+        workers=workers or os.cpu_count() or 1,
+        watch=lambda tally, planned: errors.print(
+            f"{len(tally.scores)} of {planned} updates attacked, {tally.broken} broken"
+        ),
+    )
+    if json_file is not None:
+        replace_json(json_file, found.model_dump(mode="json"))
+    if junit_file is not None:
+        replace_bytes(junit_file, gating.junit(found))
+    for line in gating.lines_of(found):
+        typer.echo(line)
+    if not found.passed:
+        raise SystemExit(GATE_FAILED)
 
 
 @app.command("list")
