@@ -546,10 +546,16 @@ def main() -> None:
     parser.add_argument(
         "--tables", nargs="+", default=["dlg", "convnet-1", "convnet-4", "resnet-1", "throughput"]
     )
-    parser.add_argument("--output", type=Path, help="write everything as JSON, after every table")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write everything as JSON, after every table; tables that it holds already stay",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record: dict[str, Any] = {"environment": environment(), "tables": {}}
+    if arguments.output and arguments.output.is_file():  # tables that are not run now stay
+        record["tables"] = json.loads(arguments.output.read_text())["tables"]
     with tempfile.TemporaryDirectory() as folder:
         peer = Breaching(arguments.breaching, Path(folder)) if arguments.breaching else None
         for name in arguments.tables:
