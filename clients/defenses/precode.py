@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.defense import hide, strike
-from attacks.network import trace
-from attacks.observation import AttackFailed, Knowledge, Observation
+from attacks.defense import strike
+from attacks.network import all_visible, trace
+from attacks.observation import AttackFailed, Knowledge, Loss, Observation, gradient_of
 from fedsim.defenses import Place
 from fedsim.errors import ConfigError
 
@@ -61,38 +61,39 @@ class Precode:
         features = classifier.inputs.shape[1]
         bottleneck = VariationalBottleneck(features, width=self.width, beta=self.beta)
         head = model.get_submodule(classifier.name)
-        together = nn.Sequential(OrderedDict(bottleneck=bottleneck, classifier=head))
+        together = _Head(bottleneck, head)
         if not classifier.name:
             return together
         model.set_submodule(classifier.name, together)
         return model
 
     def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
-        """Forget what depends on the draw, and decode the mean in its place.
+        """Forget what was computed from the draw alone; take the rest without it.
 
-        The rows of the encoder that give the mean, and all layers below, were heard as any
-        gradient: for one example, their quotient is the features (`closed-form`). The biases of
-        the classifier still tell the labels.
+        Whatever was drawn, the encoder's bias gradient is the derivative of the loss at its output
+        (the sum over a batch). For one example that is all that layers below need: their gradients
+        are those of a model that is handed this derivative, and nothing of it is random. For
+        several, the mean is decoded, and gradients are near those heard at best. The classifier's
+        bias still tells the labels.
         """
         if known.model is None:
             return seen, known
-        still = copy.deepcopy(known.model)
-        gone, masks = [], {}
-        for name, module in still.named_modules():
-            if not isinstance(module, VariationalBottleneck):
-                continue
-            module.still = True
-            path = f"{name}." if name else ""
-            gone += [f"{path}decoder.weight", f"{path}decoder.bias"]
-            head = path.removesuffix("bottleneck.") + "classifier.weight"
-            gone.append(head)
-            for parameter in ("weight", "bias"):
-                full = f"{path}encoder.{parameter}"
-                if full in seen.update:
-                    mask = torch.ones_like(seen.update[full], dtype=torch.bool)
-                    mask[module.width :] = False
-                    masks[full] = mask
-        return strike(hide(seen, masks), gone), replace(known, model=still)
+        model = copy.deepcopy(known.model)
+        gone: list[str] = []
+        derivative = None
+        for name, head in list(model.named_modules()):
+            if isinstance(head, _Head):
+                derivative = _derivative(seen, known, f"{name}.bottleneck.encoder.bias".lstrip("."))
+                decided = _Decided(head, derivative)
+                if name:
+                    model.set_submodule(name, decided)
+                else:
+                    model = decided
+                lost = ("bottleneck.decoder.weight", "bottleneck.decoder.bias", "classifier.weight")
+                gone += [f"{name}.{parameter}".lstrip(".") for parameter in lost]
+        if derivative is not None:
+            known = replace(known, loss=_told(known.loss))
+        return strike(seen, gone), replace(known, model=model)
 
 
 class VariationalBottleneck(nn.Module):
@@ -108,7 +109,6 @@ class VariationalBottleneck(nn.Module):
         super().__init__()
         self.width = width
         self.beta = beta
-        self.still = False
         self.encoder = nn.Linear(features, 2 * width)
         self.decoder = nn.Linear(width, features)
         self._penalty: Tensor | None = None
@@ -116,7 +116,7 @@ class VariationalBottleneck(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the decoded code; drawn in training mode, its mean in evaluation mode."""
         mean, spread = self.encoder(features).split(self.width, dim=-1)
-        if self.still or not self.training:
+        if not self.training:
             return self._decoded(mean)
         deviation = functional.softplus(spread)
         if torch.is_grad_enabled():
@@ -137,3 +137,65 @@ class VariationalBottleneck(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the penalty out of copies: it belongs to one pass."""
         return {**self.__dict__, "_penalty": None}
+
+
+class _Head(nn.Sequential):
+    """The bottleneck and the classifier, in place of the classifier alone."""
+
+    bottleneck: VariationalBottleneck
+    classifier: nn.Module
+
+    def __init__(self, bottleneck: VariationalBottleneck, classifier: nn.Module) -> None:
+        super().__init__(OrderedDict(bottleneck=bottleneck, classifier=classifier))
+
+
+class _Decided(nn.Module):
+    """A head without a draw: the mean is decoded, and what comes back may be told.
+
+    Args:
+        head: Whose layers these are.
+        derivative: Of the loss at the encoder's output, (2 D,), for a loss of `_told`; None for
+            the one that decoding the mean gives.
+    """
+
+    derivative: Tensor | None
+
+    def __init__(self, head: _Head, derivative: Tensor | None) -> None:
+        super().__init__()
+        self.bottleneck, self.classifier = head.bottleneck, head.classifier
+        self.register_buffer("derivative", derivative, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of the mean, (B, K)."""
+        encoded: Tensor = self.bottleneck.encoder(features)
+        mean = encoded[:, : self.bottleneck.width]
+        if self.derivative is None:
+            logits: Tensor = self.classifier(self.bottleneck.decoder(mean))
+            return logits
+        logits = self.classifier(self.bottleneck.decoder(mean.detach()))
+        back = (encoded * self.derivative).sum(dim=1, keepdim=True)
+        # zero, but the mean of the logits has this derivative, and no other
+        back = back - logits.mean(dim=1, keepdim=True)
+        return logits + (back - back.detach())
+
+
+def _told(loss: Loss) -> Loss:
+    """Return a loss whose derivative is that of `loss` and of the mean logit together.
+
+    Cross-entropy does not depend on the mean logit, so each comes alone to where it belongs.
+    """
+
+    def both(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits, labels) + logits.mean()
+
+    return both
+
+
+def _derivative(seen: Observation, known: Knowledge, bias: str) -> Tensor | None:
+    """Return the derivative of one example's loss at the encoder's output; None if not heard."""
+    if known.batch_size != 1 or not all_visible(seen.visible, bias):
+        return None
+    try:
+        return gradient_of(seen, known.recipe).get(bias)
+    except AttackFailed:  # several steps: no single derivative
+        return None
