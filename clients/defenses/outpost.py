@@ -82,7 +82,9 @@ class Outpost:
             for name in alive
             if seen.weights is not None and name in seen.weights
         }
-        return hide(seen, alive), add_noise(known, noise)
+        # few entries, and labels are read off them: near zero is close enough
+        hidden = {name: mask for name, mask in alive.items() if mask.dim() > 1}
+        return hide(seen, hidden), add_noise(known, noise)
 
     def estimated(self, seen: Observation, known: Knowledge) -> "Outpost":  # noqa: ARG002
         """Read the noise off the tensors that are noisy throughout.
