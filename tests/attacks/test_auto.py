@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.auto import Auto, Choice, _within, choices, relative_distance, rest_of
+from attacks.auto import Auto
 from attacks.cascade import Cascade
+from attacks.choosing import Choice, choices
+from attacks.contest import _within
+from attacks.judging import relative_distance, rest_of
 from attacks.matching.victim import rebuild
 from attacks.observation import (
     AttackFailed,
