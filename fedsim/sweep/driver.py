@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsim.errors import ConfigError, RunFailed
+from fedsim.named_attacks import build_attack
 from fedsim.records import Record, read_json, replace_json
 from fedsim.schemas import Environment, SweepRecord
 from fedsim.stages.prepare import environment
@@ -91,6 +92,8 @@ def run_sweep(
     """
     start = time.perf_counter()
     cells = cells_of(sweep)
+    for attacker in sweep.attackers.by_role().values():
+        build_attack(attacker)  # a wrong name would otherwise be refused cell by cell
     _claim(folder, sweep)
     jobs = jobs_of(cells)
     found = {job.digest: outcome_of(folder, job.digest) for job in jobs}

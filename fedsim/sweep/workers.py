@@ -63,15 +63,16 @@ class _Seat:
         self.todo = todo
         self.ended = ended
         self.stopped = False
+        self.busy = False
         self.process: BaseProcess | None = None
         self.line: Connection | None = None
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
-        """Ask the process to end what it does."""
+        """Ask the process to end what it does; one that does nothing ends by itself."""
         self.stopped = True
-        if self.process is not None and self.process.is_alive():
+        if self.busy and self.process is not None and self.process.is_alive():
             self.process.terminate()
 
     def join(self) -> None:
@@ -85,7 +86,10 @@ class _Seat:
                     job = self.todo.get_nowait()
                 except queue.Empty:
                     break
-                self.ended.put(self._run(job))
+                self.busy = True
+                outcome = self._run(job)
+                self.busy = False
+                self.ended.put(outcome)
             if self.line is not None:
                 self.line.close()  # the process hears its end
             if self.process is not None:
