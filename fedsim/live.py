@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedsim.driver import Progress
 from fedsim.records import Record
+from fedsim.stages.summarize import privacy
 
 MOST_ROWS = 24
 """Rows shown at once; older ones scroll off, and stay in the records."""
@@ -67,7 +68,7 @@ def render(progress: Progress) -> RenderableType:
     newest = progress.rounds[-1]["round"] if progress.rounds else 0
     state = Text(
         f"{progress.stage}: round {newest} of {experiment.rounds}, "
-        f"{len(progress.scores)} attacks done, {progress.waiting} waiting",
+        f"{len(progress.scores)} attacks done, {progress.waiting} waiting{_spent(progress.rounds)}",
         style="dim",
     )
     return Group(table, state)
@@ -91,6 +92,14 @@ def rows_of(progress: Progress) -> list[list[str]]:
         shown = number
         rows.append([*head, attack, *_leakage(scores)])
     return rows
+
+
+def _spent(rounds: list[Record]) -> str:
+    account = privacy(rounds)
+    if not account:
+        return ""
+    spent = "not finite" if account["epsilon"] is None else f"{account['epsilon']:.3g}"
+    return f"; epsilon {spent} at delta {account['delta']:g}, per {account['privacy_unit']}"
 
 
 def _leakage(scores: list[Record]) -> list[str]:

@@ -20,7 +20,7 @@ from fedsim.report.wording import (
     strongest,
 )
 from fedsim.schemas import Leakage, Utility
-from fedsim.stages.summarize import leakage, utility
+from fedsim.stages.summarize import leakage, privacy, utility
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,11 @@ class RunView:
         """Accuracy and loss at the last evaluation."""
         return utility(self.rounds)
 
+    @cached_property
+    def privacy(self) -> Record:
+        """Epsilon, delta and unit after the last round; empty without an account of them."""
+        return privacy(self.rounds)
+
     @property
     def headline(self) -> str:
         """The finding in one sentence."""
@@ -184,6 +189,7 @@ class RunView:
             Panel(title="labels found, share", curves=self.label_curves(), height=150, most=1),
             Panel(title="accuracy", curves=[self.measured("accuracy")], height=92, most=1),
             Panel(title="loss", curves=[self.measured("loss")], height=70),
+            Panel(title="epsilon given away", curves=[self.spent()], height=70),
         ]
         return [panel for panel in panels if panel.points]
 
@@ -232,6 +238,15 @@ class RunView:
         """Accuracy or loss over the rounds that were evaluated; a loss may be no number."""
         points = [At(round=one["round"], value=one.get(key)) for one in self._evaluated]
         return Curve(label=label or key, series=series, points=points)
+
+    def spent(self) -> Curve:
+        """Epsilon over rounds, where there is an account of it and it is finite."""
+        points = [
+            At(round=one["round"], value=one["epsilon"])
+            for one in self.rounds
+            if one.get("epsilon") is not None
+        ]
+        return Curve(label="epsilon", series=None, points=points)
 
     @property
     def _evaluated(self) -> list[Record]:

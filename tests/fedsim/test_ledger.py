@@ -67,6 +67,8 @@ def test_epsilon_of_each_round_is_that_of_opacus_stepped_by_hand(training: str) 
     assert result.summary["epsilon"] == recorded[-1]["epsilon"]
     assert result.summary["delta"] == 1e-5
     assert result.summary["privacy_unit"] == "example"
+    page = result.report.read_text()
+    assert f"&epsilon; = {expected[-1]:.3g}<small>at &delta; = 1e-05, of each example" in page
 
 
 def test_a_client_pays_for_the_rounds_that_it_was_asked_in() -> None:
