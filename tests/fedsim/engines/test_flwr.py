@@ -37,10 +37,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path, "tiny")
 
 
+SECURE = '[[defenses]]\nname = "secure-aggregation"'
+
+
 @pytest.mark.slow
 @pytest.mark.flwr_runtime
+@pytest.mark.parametrize(("text", "heard"), [("", 4), (SECURE, 6)], ids=["plain", "secure"])
 def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
-    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, heard: int
 ) -> None:
     make, homes = tempfile.TemporaryDirectory, []
 
@@ -50,13 +54,13 @@ def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", remembered)
     plain = RunDirectory.create(tmp_path, "plain")
-    InProcess(tiny(), plain).train()
+    InProcess(tiny(text), plain).train()
 
-    FlowerSimulation(tiny(), run).train()
+    FlowerSimulation(tiny(text), run).train()
 
     assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])
     assert run.views_sha256() == plain.views_sha256()
-    assert len(run.observation_records()) == 4
+    assert len(run.observation_records()) == heard
     assert run.events() == []
     assert len(homes) == 1
     assert not Path(homes[0].name).exists()

@@ -87,15 +87,19 @@ def tiny(workers: int, text: str = "") -> Experiment:
     )
 
 
+SECURE = '[[defenses]]\nname = "secure-aggregation"\noptions = { threshold = 3 }'
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("text", ["", SECURE], ids=["plain", "secure-aggregation"])
 def test_one_experiment_gives_the_same_bits_in_process_and_on_any_number_of_workers(
-    tmp_path: Path,
+    tmp_path: Path, text: str
 ) -> None:
     found = []
     for workers in (0, 1, 2):
         run = RunDirectory.create(tmp_path, f"workers-{workers}")
-        engine = Ray(tiny(workers), run) if workers else InProcess(tiny(1), run)
+        engine = Ray(tiny(workers, text), run) if workers else InProcess(tiny(1, text), run)
         engine.train()
         engine.close()
         assert run.events() == []
