@@ -62,8 +62,8 @@ InputsOf = Callable[[Tensor], Tensor]
 
 _PROGRESS = 1e-5
 """Least relative decrease over 20 steps: noise that nothing explains is most of the value."""
-_SOLVED = 1e-2
-"""A start is a solution if what noise does not explain is below this share of that of mid-grey."""
+_SOLVED = 1e-4
+"""A start is a solution if what noise does not explain is below this share of that of clouds."""
 _STEP_SIZE = 0.1
 """First step of Adam, as a fraction of the input range."""
 
@@ -75,8 +75,8 @@ class Bayesian:
     Attributes:
         steps: Most L-BFGS steps of one restart.
         kinked_steps: Adam steps before, at networks with piecewise linear activations.
-        restarts: Starts, run together: mid-grey first, or what solving layer by layer gives where
-            that is near enough, then smooth clouds. The likeliest guess is returned.
+        restarts: Starts, run together: smooth clouds, the first replaced by what solving layer by
+            layer gives where that is near enough. The likeliest guess is returned.
         smoothness: Mean absolute difference of neighbouring pixels that images are expected to
             have, as a fraction of the input range; None takes that of the public sample, or of
             photographs.
@@ -199,20 +199,20 @@ class _Search:
     def starts(self, victim: Victim, rng: torch.Generator) -> Tensor:
         """Return inputs to start from, (R, B, ...).
 
-        The first is mid-grey, or what solving layer by layer gives, if that is a solution but for
+        The first are clouds, or what solving layer by layer gives, if that is a solution but for
         noise: one far off is a worse start, being no image.
         """
-        shape = (victim.batch_size, *victim.input_shape)
-        found = [victim.like.new_full(shape, (self.low + self.high) / 2)]
-        for _ in range(self.attack.restarts - 1):
-            found.append(self.coordinates.inputs(self.coordinates.clouds(len(found[0]), rng=rng)))
+        found = [
+            self.coordinates.inputs(self.coordinates.clouds(victim.batch_size, rng=rng))
+            for _ in range(self.attack.restarts)
+        ]
         warm = warm_start(victim, rng=rng)
         if warm is not None:
             pair = torch.stack([found[0], warm.to(victim.like)])
             values, _ = self._objective(self.likelihood, _as_it_is)(pair)
             expected = sum(counts_of(self.victim).values()) / 2
-            grey, solved = (values - expected).tolist()
-            if solved < _SOLVED * grey:
+            cloud, solved = (values - expected).tolist()
+            if solved < _SOLVED * cloud:
                 found[0] = pair[1]
         return torch.stack(found)
 

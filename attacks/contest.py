@@ -92,10 +92,8 @@ class _Tried:
             return self.choice.exact and self.complete
         if not self.complete:
             return False
-        if self.verdict.explains is not None:
-            # what a search by distance alone fits to the noise is explained, too, and is noise
-            fitted = not self.choice.exact and self.choice.name != "bayesian"
-            return self.verdict.explains and not fitted
+        if self.verdict.explains and self.choice.name == "bayesian":
+            return True  # what others fit to noise explains it, too, and is less likely an image
         return self.verdict.distance <= enough
 
     def _proved(self) -> int:
@@ -177,14 +175,21 @@ def contest(
                 best = both if both.beats(best) else best
                 break
         searched = fitted is choice and not choice.exact and tried.guess.finished
-        if best is tried and searched and tried.complete and again < _AGAIN and _timed(budget):
+        if (
+            best is tried
+            and searched
+            and tried.complete
+            and again < _AGAIN
+            and _worth(tried, budget)
+        ):
             waiting.insert(0, (choice, again + 1))
     return Outcome(best=best, report=report, steps=steps, blind=blind, out_of_time=budget.spent)
 
 
-def _timed(budget: Budget) -> bool:
-    """Whether there is a limit to repeating."""
-    return budget.seconds is not None
+def _worth(tried: _Tried, budget: Budget) -> bool:
+    """Whether to search again: while there is a limit, or known noise does not explain the rest."""
+    unexplained = tried.verdict is not None and tried.verdict.explains is False
+    return budget.seconds is not None or unexplained
 
 
 def _judge_of(reading: Reading) -> tuple[Judge | None, str | None]:
