@@ -191,15 +191,16 @@ def _levels(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
     """Return the unit of each block and how many of them each value is, (N,); None if it is not."""
     size = 1 << exponent if exponent else len(values)
+    look = max(size, _LOOK)
+    if exponent and len(values) > 2 * look and _levels(values[:look], exponent) is None:
+        return None
     padded = np.zeros(-(-len(values) // size) * size, dtype=np.float32)
     padded[: len(values)] = values
     blocks = padded.reshape(-1, size)
     magnitude = np.abs(blocks)
     smallest = np.where(magnitude > 0, magnitude, np.inf).min(axis=1)
     smallest[np.isinf(smallest)] = 1.0  # a block of zeros
-    look = (1, _LOOK) if not exponent else (max(1, _LOOK >> exponent), size)
-    units, fits = _units(blocks[: look[0], : look[1]], smallest[: look[0]])
-    if not fits:
+    if not exponent and not _units(blocks[:, :_LOOK], smallest)[1]:
         return None
     units, fits = _units(blocks, smallest)
     if not fits:
