@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 from attacks import ATTACKS
 from attacks.threats import THREATS, Capability
 from fedsim.catalog import CHECKS, load
-from fedsim.config import AttackConfig, Experiment, Section
+from fedsim.config import AttackConfig, DefenseConfig, Experiment, Section
 from fedsim.data import DATASETS, PARTITIONERS
+from fedsim.defenses import DEFENSES, Place
 from fedsim.models import MODELS
 from fedsim.threat import MEANING
 
@@ -34,6 +35,8 @@ def sections() -> str:
     for key, field in Experiment.model_fields.items():
         if key == "attacks":
             parts.append(_section("[[attacks]]", AttackConfig))
+        elif key == "defenses":
+            parts.append(_section("[[defenses]]", DefenseConfig))
         elif inspect.isclass(field.annotation) and issubclass(field.annotation, Section):
             parts.append(_section(f"[{key}]", field.annotation))
         else:
@@ -167,6 +170,20 @@ def attack_pages() -> str:
     return _table(("attack", "what it does", "after"), rows)
 
 
+def defense_pages() -> str:
+    """Return one line per defense: its place, its page, what it does, and where it comes from."""
+    rows = []
+    built = {name: load(reference) for name, reference in DEFENSES.items()}
+    for place in Place:
+        for name, defense in built.items():
+            if defense().place is not place:
+                continue
+            paper = _paper(inspect.getdoc(inspect.getmodule(defense)) or "")
+            what = (inspect.getdoc(defense) or "").partition("\n")[0]
+            rows.append((str(place), f"[`{name}`](defenses/{name}.md)", what, paper))
+    return _table(("place", "defense", "what it does", "after"), rows)
+
+
 def _paper(docstring: str) -> str:
     """Return a link to the first paper that a docstring names, on arXiv if it is there."""
     arxiv = re.search(r"(?:arxiv\.org/abs/|arXiv )(\d{4}\.\d{5})", docstring)
@@ -204,6 +221,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "attack-pages": attack_pages,
     "attack-names": lambda: _names(ATTACKS),
     "attack-options": lambda: options(ATTACKS),
+    "defense-pages": defense_pages,
+    "defense-options": lambda: options(DEFENSES),
     "check-names": lambda: _names(load(CHECKS)),
     "check-options": lambda: options(load(CHECKS)),
     "capabilities": capabilities,

@@ -14,12 +14,15 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import fedsim
+from attacks.defense import read_defenses
 from docs.generate import generated
 from fedsim.cli import app
 from fedsim.data import DATASETS, PARTITIONERS
 from fedsim.errors import ConfigError
 from fedsim.families import FAMILIES
+from fedsim.knowledge import read_knowledge
 from fedsim.models import MODELS
+from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check
 from server import STRATEGIES
 
@@ -180,15 +183,18 @@ def test_the_attacks_and_the_task_of_the_guide_run(contributed: Path) -> None:
     assert stripes.summary["leakage"][0]["success_rate"] == 1.0  # exact but for rounding
 
 
-def test_the_defense_of_the_guide_clips_a_copy(contributed: Path, rng: torch.Generator) -> None:
-    from importlib import import_module
+def test_the_defense_of_the_guide_defends_and_is_read(contributed: Path) -> None:
+    halved = fedsim.run("halved.toml")
 
-    update = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
-
-    clipped = import_module("clip").Clip(max_norm=1.0)(update, rng=rng)
-
-    torch.testing.assert_close(clipped, {"a": torch.tensor([0.6]), "b": torch.tensor([0.8])})
-    assert update["a"].item() == 3.0
+    record = RunDirectory(halved.directory).observation_records()[0]["id"]
+    seen = RunDirectory(halved.directory).read_observation(record)
+    known = read_knowledge(RunDirectory(halved.directory))
+    read, _ = read_defenses(seen, known)
+    assert read.visible is not None
+    for name, tensor in seen.update.items():
+        assert torch.equal(read.visible[name], tensor != 0)
+        if tensor.numel() > 1000:
+            assert float((tensor != 0).double().mean()) < 0.3  # a quarter, of what is not zero
 
 
 def test_the_topology_of_the_guide_mixes_doubly_stochastically(contributed: Path) -> None:

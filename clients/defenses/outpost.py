@@ -1,6 +1,7 @@
 """Outpost: prune, and add noise where the Fisher information is high, less often as time passes.
 
-Wang et al., "More than Enough is Too Much", INFOCOM 2023 (doi 10.1109/INFOCOM53939.2023.10228919).
+Wang et al., "More than Enough is Too Much: Adaptive Defenses against Gradient Leakage in Production
+Federated Learning", INFOCOM 2023 (journal version: https://ieeexplore.ieee.org/document/10477938).
 A layer is at risk when its weights are spread wide: the risk is the variance of a tensor's weights,
 at most 1. In each tensor the smallest entries of the gradient are set to zero. Gaussian noise goes
 to the coordinates with the most Fisher information among all tensors, its deviation being `noise`
@@ -18,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.defense import add_noise, change_of, hide, surviving
+from attacks.defense import add_noise, change_of, surviving
 from attacks.observation import Kind, Knowledge, Observation, Tensors
 from fedsim.defenses import Place, Situation
 
@@ -69,7 +70,10 @@ class Outpost:
         return sent
 
     def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
-        """Forget what is zero; the weights heard tell the noise of the rest."""
+        """Weigh each tensor by its noise, which the weights heard tell.
+
+        Pruned entries are not forgotten: that they are small is worth knowing.
+        """
         step = 1.0
         if seen.kind in (Kind.DELTA, Kind.WEIGHTS):
             step = (known.recipe.learning_rate if known.recipe else None) or 1.0
@@ -82,9 +86,7 @@ class Outpost:
             for name in alive
             if seen.weights is not None and name in seen.weights
         }
-        # few entries, and labels are read off them: near zero is close enough
-        hidden = {name: mask for name, mask in alive.items() if mask.dim() > 1}
-        return hide(seen, hidden), add_noise(known, noise)
+        return seen, add_noise(known, noise)
 
     def estimated(self, seen: Observation, known: Knowledge) -> "Outpost":  # noqa: ARG002
         """Read the noise off the tensors that are noisy throughout.

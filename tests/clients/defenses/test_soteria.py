@@ -33,10 +33,10 @@ def network() -> nn.Sequential:
 
 
 def test_the_score_of_a_feature_is_its_size_over_its_slope() -> None:
-    weight = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
+    first = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
-        model[0].weight.copy_(weight)
+        first.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    model = nn.Sequential(first, nn.Linear(2, 2))
     inputs = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
 
     found = leakage(model, "1", inputs)
