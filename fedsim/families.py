@@ -12,6 +12,7 @@ from fedsim.defenses import DEFENSES
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError
 from fedsim.models import MODELS
+from fedsim.sweep.config import shipped_sweeps
 
 Lines = list[tuple[str, str]]
 
@@ -22,6 +23,10 @@ def _table(table: Mapping[str, str]) -> Lines:
 
 def _experiments() -> Lines:
     return [(name, tomllib.loads(text)["description"]) for name, text in shipped().items()]
+
+
+def _sweeps() -> Lines:
+    return [(name, tomllib.loads(text)["description"]) for name, text in shipped_sweeps().items()]
 
 
 def _strategies() -> Lines:
@@ -37,6 +42,7 @@ FAMILIES: dict[str, Callable[[], Lines]] = {
     "models": lambda: _table(MODELS),
     "partitions": lambda: _table(PARTITIONERS),
     "strategies": _strategies,
+    "sweeps": _sweeps,
     "tasks": lambda: _table(DATASETS),
     "threats": lambda: [(name, threat.summary) for name, threat in THREATS.items()],
 }

@@ -95,6 +95,14 @@ def test_run_ends_with_the_path_of_the_report(
         (["list", "atacks"], "did you mean 'attacks'?"),
         (["report", "x"], "'x' is not a run directory"),
         (["run", "tiny.toml", "--nonsense"], "No such option"),
+        (["sweep", "nothing.toml"], "no sweep file 'nothing.toml'"),
+        (["sweep", "frontier-digit"], "did you mean 'frontier-digits'?"),
+        (["sweep", "frontier-digits", "--set", "seeds=[]"], "seeds"),
+        (["sweep", "frontier-digits", "--set", "attackers.plain.name=dgl"], "did you mean 'dlg'?"),
+        (["gate", "tiny.toml"], "either --max-psnr or --max-success-rate"),
+        (["gate", "tiny.toml", "--max-success-rate", "0"], "no number of attacks proves"),
+        (["gate", "tiny.toml", "--max-psnr", "15", "--attack", "dgl"], "did you mean 'dlg'?"),
+        (["gate", "tiny.toml", "--max-psnr", "15", "--victims", "9"], "victims must be at least"),
     ],
 )
 def test_bad_input_ends_with_one_message_and_code_2(
@@ -114,7 +122,10 @@ def test_bad_input_ends_with_one_message_and_code_2(
 
 @pytest.mark.parametrize(
     "family",
-    ["attacks", "engines", "experiments", "models", "partitions", "strategies", "tasks", "threats"],
+    [
+        *("attacks", "defenses", "engines", "experiments", "models", "partitions", "strategies"),
+        *("sweeps", "tasks", "threats"),
+    ],
 )
 def test_every_family_is_listed_with_one_line_each(
     family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -142,6 +153,21 @@ def test_doctor_finds_the_four_packages_side_by_side(
 ) -> None:
     assert command(monkeypatch, "doctor") == cli.DONE
     assert "side by side" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_gate_that_fails_ends_with_code_4_and_leaves_its_files(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--json", "gate.json", "--junit", "gate.xml")
+    how = ("--attack", "linear", "--time-budget", "5", "--workers", "1", *files)
+
+    code = command(monkeypatch, "gate", str(tiny), "--max-psnr", "15", *how)
+
+    assert code == cli.GATE_FAILED == 4
+    assert "failed: 6 of 6 updates gave an image away" in capsys.readouterr().out
+    assert json.loads(Path("gate.json").read_text())["passed"] is False
+    assert 'failures="1"' in Path("gate.xml").read_text()
 
 
 def test_ctrl_c_ends_with_one_message_and_its_own_code(

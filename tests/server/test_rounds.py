@@ -20,7 +20,7 @@ from fedsim.tasks import evaluate
 from fedsim.wire import ARRAYS, to_record, to_tensors
 from server import checkpoint
 from server.grids import WrappedGrid
-from server.rounds import find_clients, train
+from server.rounds import find_clients, settled, train
 from server.strategies import build_strategy
 
 
@@ -398,3 +398,33 @@ def test_a_finished_run_is_not_trained_again(run: RunDirectory) -> None:
 
     assert final(run) == before
     assert run.rounds() == log
+
+
+def test_training_settles_once_so_many_evaluations_brought_no_better_accuracy() -> None:
+    def rounds(*accuracies: float | None) -> list[dict[str, float | None]]:
+        return [{"round": n, "accuracy": value} for n, value in enumerate(accuracies)]
+
+    assert not settled(rounds(0.1, 0.5, 0.5), 2)
+    assert settled(rounds(0.1, 0.5, None, 0.5, 0.4), 2)
+    assert not settled(rounds(0.1, 0.5, 0.4, 0.6), 2)
+    assert not settled([], 1)
+
+
+def test_training_ends_early_where_it_has_settled_and_a_resumed_run_leaves_it_so(
+    tmp_path: Path,
+) -> None:
+    # a step this small changes no prediction, so the first evaluation stays the best
+    text = """
+name = "settles"
+rounds = 9
+training.learning_rate = 1e-12
+server = { evaluate_every = 2, patience = 2 }
+model = { name = "mlp", options = { hidden = [8] } }
+partition.clients = 2
+"""
+    experiment = parse_experiment(text)
+    run = RunDirectory.create(tmp_path, "settles")
+
+    for _ in range(2):
+        train(experiment, run, InProcessGrid(experiment, run, app))
+        assert [one["round"] for one in run.rounds()][-1] == 4

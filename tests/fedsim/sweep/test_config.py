@@ -124,3 +124,13 @@ def test_a_sweep_must_be_read_before_its_cells_are_made() -> None:
     values = {"name": "x", "experiment": "digits-fedavg", "attackers": {"plain": {"name": "dlg"}}}
     with pytest.raises(ConfigError, match="use read_sweep"):
         cells_of(parse_sweep(values))
+
+
+def test_the_sweep_on_the_page_is_sound(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sweeps.md").read_text()
+    (example,) = [block for block in page.split("```") if "[attackers]" in block]
+
+    cells = cells_of(read_sweep(written(tmp_path, example)))
+
+    assert [cell.label for cell in cells][-1] == "gaussian 1e-2, batch 4"
+    assert cells[-1].experiment.adversary.victims == [0, 1]
