@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsim.secure_sum.field import Elements
 from fedsim.secure_sum.keys import (
-    KEY_BYTES,
+    SEED_BYTES,
     ProtocolError,
     PublicKeys,
     collect,
@@ -15,7 +15,7 @@ from fedsim.secure_sum.keys import (
     public_key,
     stretch,
 )
-from fedsim.secure_sum.member import pairwise_mask
+from fedsim.secure_sum.member import mask_key, pairwise_mask
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def unmask(
         total = total - stretch(derive(seed, f"{context}|own"), len(total), bits)
     for gone in sorted(set(sharing) - set(masked)):
         shares = _shares(gone, {one: what.mask_keys for one, what in revealed.items()}, places)
-        secret = collect(shares, threshold)
+        secret = mask_key(collect(shares, threshold), context)
         if public_key(secret) != keys[gone].mask:
             raise ProtocolError(f"the shares of the mask key of client {gone} do not give it back")
         for survivor in sorted(masked):
@@ -84,7 +84,7 @@ def _shares(
     """Return the shares of one client's secret, by the places of those who revealed them."""
     found = {}
     for one, shares in revealed.items():
-        if len(shares.get(client, b"")) != KEY_BYTES:
+        if len(shares.get(client, b"")) != SEED_BYTES:
             raise ProtocolError(f"client {one} revealed no share of a secret of client {client}")
         found[places[one]] = shares[client]
     return found

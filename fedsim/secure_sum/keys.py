@@ -25,11 +25,12 @@ from fedsim.secure_sum.field import Elements, element_type
 from fedsim.seeds import stream
 
 KEY_BYTES = 32
-"""Size of a secret, of a public key, and of a share of a secret."""
-SEALED_BYTES = 2 * KEY_BYTES + 16
+"""Size of a key, public or private."""
+SEED_BYTES = 16
+"""Size of a secret that is dealt out, and of a share of it: 128 bits, the strength of X25519."""
+SEALED_BYTES = 2 * SEED_BYTES + 16
 """Size of two shares, encrypted."""
 
-_HALF = 16
 _ZERO_NONCE = bytes(12)
 
 Random = Callable[[int], bytes]
@@ -119,17 +120,12 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
         raise ProtocolError("an encrypted share was changed on its way") from error
 
 
-def deal(secret: bytes, threshold: int, num_shares: int) -> list[bytes]:
-    """Return shares of a secret of 32 bytes, any `threshold` of which give it back.
+def deal(seed: bytes, threshold: int, num_shares: int) -> list[bytes]:
+    """Return shares of a secret of 16 bytes, any `threshold` of which give it back.
 
-    The library deals out 16 bytes at a time, and draws from the operating system; what is summed
-    does not depend on it.
+    The library draws from the operating system; what is summed does not depend on it.
     """
-    halves = [
-        Shamir.split(threshold, num_shares, secret[start : start + _HALF], ssss=False)
-        for start in (0, _HALF)
-    ]
-    return [first + second for (_, first), (_, second) in zip(*halves, strict=True)]
+    return [share for _, share in Shamir.split(threshold, num_shares, seed, ssss=False)]
 
 
 def collect(shares: Mapping[int, bytes], threshold: int) -> bytes:
@@ -140,10 +136,5 @@ def collect(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise ProtocolError(f"{threshold} shares give a secret back, got {len(shares)}")
-    chosen = sorted(shares.items())[:threshold]
-    return b"".join(
-        Shamir.combine(
-            [(place, share[start : start + _HALF]) for place, share in chosen], ssss=False
-        )
-        for start in (0, _HALF)
-    )
+    seed: bytes = Shamir.combine(sorted(shares.items())[:threshold], ssss=False)
+    return seed

@@ -8,6 +8,7 @@ from typing import Any
 from fedsim.secure_sum.field import Elements
 from fedsim.secure_sum.keys import (
     KEY_BYTES,
+    SEED_BYTES,
     ProtocolError,
     PublicKeys,
     Random,
@@ -34,11 +35,11 @@ class Member:
         context: Names the sum, so that no key serves two: the round.
         threshold: Clients without whom nothing goes on.
         encryption_secret: Private key by which others' shares reach this client.
-        mask_secret: Private key of the pairwise masks.
+        mask_seed: What the private key of the pairwise masks comes from.
         self_seed: What the client's own mask comes from.
         stage: The next stage that it takes part in; None when it has done its part.
         keys: Public keys of all who advertised them, by client, this one included.
-        own_shares: Its own shares of its own seed and mask key.
+        own_shares: Its own shares of its own two seeds.
         sharing: Those who dealt out shares.
     """
 
@@ -46,7 +47,7 @@ class Member:
     context: str
     threshold: int
     encryption_secret: bytes
-    mask_secret: bytes
+    mask_seed: bytes
     self_seed: bytes
     stage: Stage | None = Stage.SHARES
     keys: dict[int, PublicKeys] = field(default_factory=dict)
@@ -56,16 +57,17 @@ class Member:
     @classmethod
     def join(cls, number: int, context: str, threshold: int, random: Random) -> "Member":
         """Draw the secrets of one round; `public_keys` is what to advertise."""
-        secrets = (random(KEY_BYTES), random(KEY_BYTES), random(KEY_BYTES))
+        secrets = (random(KEY_BYTES), random(SEED_BYTES), random(SEED_BYTES))
         return cls(number, context, threshold, *secrets)
 
     @property
     def public_keys(self) -> PublicKeys:
         """What everybody may know."""
-        return PublicKeys(public_key(self.encryption_secret), public_key(self.mask_secret))
+        mask_secret = mask_key(self.mask_seed, self.context)
+        return PublicKeys(public_key(self.encryption_secret), public_key(mask_secret))
 
     def share(self, keys: Mapping[int, PublicKeys]) -> dict[int, bytes]:
-        """Deal out shares of the seed and of the mask key; return them by receiver, encrypted.
+        """Deal out shares of both seeds; return them by receiver, encrypted.
 
         Args:
             keys: Public keys of all who advertised them, by client, this one included.
@@ -84,7 +86,7 @@ class Member:
         self.keys = dict(sorted(keys.items()))
         shares = zip(
             deal(self.self_seed, self.threshold, len(keys)),
-            deal(self.mask_secret, self.threshold, len(keys)),
+            deal(self.mask_seed, self.threshold, len(keys)),
             strict=True,
         )
         by_client = dict(zip(self.keys, shares, strict=True))
@@ -110,11 +112,12 @@ class Member:
             raise ProtocolError("clients are said to have dealt out shares that have no keys")
         self.sharing = sorted(sharing)
         bits = 8 * vector.dtype.itemsize
+        secret = mask_key(self.mask_seed, self.context)
         total = vector + stretch(derive(self.self_seed, f"{self.context}|own"), len(vector), bits)
         for other in self.sharing:
             if other != self.number:
                 mask = pairwise_mask(
-                    self.mask_secret,
+                    secret,
                     self.keys[other].mask,
                     self.number,
                     other,
@@ -152,7 +155,7 @@ class Member:
             of_seed, of_mask_key = self.own_shares
             if other != self.number:
                 plain = unseal(self._key_between(other, self.number), sealed[other])
-                of_seed, of_mask_key = plain[:KEY_BYTES], plain[KEY_BYTES:]
+                of_seed, of_mask_key = plain[:SEED_BYTES], plain[SEED_BYTES:]
             if other in survivors:
                 seeds[other] = of_seed
             else:
@@ -189,7 +192,7 @@ class Member:
                 "context": self.context,
                 "threshold": self.threshold,
                 "secrets": [
-                    one.hex() for one in (self.encryption_secret, self.mask_secret, self.self_seed)
+                    one.hex() for one in (self.encryption_secret, self.mask_seed, self.self_seed)
                 ],
                 "stage": self.stage,
                 "keys": [[n, k.encryption.hex(), k.mask.hex()] for n, k in self.keys.items()],
@@ -202,14 +205,14 @@ class Member:
     def from_json(cls, text: str) -> "Member":
         """Return what `to_json` wrote down."""
         record: dict[str, Any] = json.loads(text)
-        encryption_secret, mask_secret, self_seed = map(bytes.fromhex, record["secrets"])
+        encryption_secret, mask_seed, self_seed = map(bytes.fromhex, record["secrets"])
         of_seed, of_mask_key = map(bytes.fromhex, record["own_shares"])
         return cls(
             record["number"],
             record["context"],
             record["threshold"],
             encryption_secret,
-            mask_secret,
+            mask_seed,
             self_seed,
             stage=None if record["stage"] is None else Stage(record["stage"]),
             keys={
@@ -219,6 +222,11 @@ class Member:
             own_shares=(of_seed, of_mask_key),
             sharing=record["sharing"],
         )
+
+
+def mask_key(seed: bytes, context: str) -> bytes:
+    """Return the private key of pairwise masks that comes from a seed."""
+    return derive(seed, f"{context}|mask key")
 
 
 def pairwise_mask(

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedsim.secure_sum.coordinator import Revealed
 from fedsim.secure_sum.field import Elements, Layout
-from fedsim.secure_sum.keys import KEY_BYTES, SEALED_BYTES, PublicKeys
+from fedsim.secure_sum.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, PublicKeys
 from fedsim.wire import BadReply
 
 ADVERTISE_KEYS = "secure_keys"
@@ -101,7 +101,7 @@ def read_revealed(content: RecordDict, survivors: list[int], gone: list[int]) ->
     Raises:
         BadReply: It revealed less, more, or not in this form.
     """
-    revealed = Revealed(_rows(content, _SEEDS, KEY_BYTES), _rows(content, _MASK_KEYS, KEY_BYTES))
+    revealed = Revealed(_rows(content, _SEEDS, SEED_BYTES), _rows(content, _MASK_KEYS, SEED_BYTES))
     found = sorted(revealed.seeds), sorted(revealed.mask_keys)
     if found != (sorted(survivors), sorted(gone)):
         raise BadReply(

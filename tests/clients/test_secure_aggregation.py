@@ -14,6 +14,7 @@ from fedsim.engines.local import FIRST_NODE
 from fedsim.records import RunDirectory
 from fedsim.secure_sum import messages as wire
 from fedsim.secure_sum.field import Elements, Layout
+from fedsim.secure_sum.keys import PublicKeys
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.wire import ARRAYS, CONFIG, shared_parameters, shared_state, to_record
@@ -71,7 +72,7 @@ class Server:
         return reply
 
     def keys(self) -> ArrayRecord:
-        found = {}
+        found: dict[int, PublicKeys] = {}
         for client in range(3):
             found |= wire.read_keys(self.ask(client, wire.ADVERTISE_KEYS).content)
         return wire.pack_keys(found)
@@ -156,7 +157,7 @@ def test_stages_are_asked_for_in_order(run: RunDirectory) -> None:
 
     assert "takes part in stage 'shares'" in reason(server.ask(0, "train", part))
     server.shares(keys)
-    assert "takes part in stage 'masked'" in reason(server.unmask(0, [0, 1], {1: {0: bytes(80)}}))
+    assert "takes part in stage 'masked'" in reason(server.unmask(0, [0, 1], {1: {0: bytes(48)}}))
 
 
 def test_without_secure_aggregation_its_messages_are_refused(run: RunDirectory) -> None:

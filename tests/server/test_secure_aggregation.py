@@ -458,10 +458,10 @@ def test_the_arrays_of_all_four_stages_are_counted(runs: Runs) -> None:
     record, before = run.rounds()[1], plain.rounds()[1]
     # per client: two keys; shares of two secrets for each other client, sealed; the masked vector
     # with weight and loss; a share of one secret per client. Arrays have headers of 128 bytes.
-    pairs = {"keys": 2 * (32 + 8), "shares": 3 * (8 + 80), "unmask": 4 * (8 + 32)}
+    pairs = {"keys": 2 * (32 + 8), "shares": 3 * (8 + 48), "unmask": 4 * (8 + 16)}
     headers = 128 * (4 + 2 + 1 + 4)
     assert record["bytes_up"] == 4 * (sum(pairs.values()) + 4 * (model + 2) + headers)
-    down = {"shares": 4 * 2 * (32 + 8), "masked": 4 * 8, "unmask": 4 * 8 + 3 * (8 + 80)}
+    down = {"shares": 4 * 2 * (32 + 8), "masked": 4 * 8, "unmask": 4 * 8 + 3 * (8 + 48)}
     extra = 4 * (sum(down.values()) + 128 * (4 + 1 + 3))
     assert record["bytes_down"] == before["bytes_down"] + extra
     assert record["replies"] == 16
