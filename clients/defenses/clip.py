@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from attacks.defense import length_of
+from attacks.defense import change_of, length_of
 from attacks.observation import Knowledge, Observation, Tensors
 from fedsim.defenses import Place, Situation
 
@@ -40,8 +40,12 @@ class Clip:
         return {name: tensor * (self.norm / length) for name, tensor in update.items()}
 
     def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
-        """Take the direction alone, where the length is that of the bound."""
+        """Take the direction alone, unless the whole of it was heard and is below the bound."""
         exact = known.noise is None or not any(known.noise.deviation.values())
-        if exact and length_of(seen.update) < 0.999 * self.norm:
+        if exact and not seen.visible and length_of(change_of(seen)) < 0.999 * self.norm:
             return seen, known  # it was shorter, and is as it was
         return seen, replace(known, length_known=False)
+
+    def estimated(self, seen: Observation, known: Knowledge) -> "Clip":  # noqa: ARG002
+        """Take the length heard for the bound: whether it was clipped does not show."""
+        return Clip(norm=length_of(change_of(seen)) or self.norm)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.defense import length_of
+from attacks.defense import Untold, length_of
 from attacks.observation import Kind, Knowledge, Observation
 from clients.defenses.clip import Clip
 from fedsim.defenses import Situation
@@ -33,6 +33,20 @@ def test_who_knows_it_takes_the_direction_alone_of_what_was_clipped() -> None:
     assert not Clip(norm=5).read(SEEN, Knowledge())[1].length_known
     short = replace(SEEN, update={"w": torch.tensor([1.0])})
     assert Clip(norm=5).read(short, Knowledge())[1].length_known
+
+
+def test_a_bound_that_was_not_told_leaves_the_direction() -> None:
+    short = replace(SEEN, update={"w": torch.tensor([1.0])})
+
+    _, known = Untold(defense=Clip(norm=5)).read(short, Knowledge())
+
+    assert not known.length_known
+
+
+def test_what_was_heard_in_part_may_have_been_clipped() -> None:
+    part = replace(SEEN, visible={"b": torch.tensor([False])}, update={**LONG, "b": LONG["b"] * 0})
+
+    assert not Clip(norm=5).read(part, Knowledge())[1].length_known
 
 
 def test_a_bound_of_nothing_is_refused() -> None:
