@@ -242,3 +242,15 @@ def test_training_still_learns_digits(defense: str, least: float) -> None:
     accuracy = driver.run(learning).summary["utility"]["accuracy"]
 
     assert accuracy > least  # without a defense 0.92; chance is 0.1
+
+
+@pytest.mark.parametrize("defense", [DP_SGD, LOCAL, 'name = "mixup"'])
+def test_server_and_link_hear_the_same_defended_update(defense: str) -> None:
+    def views(threat: str, *chain: str) -> str:
+        heard = experiment(*chain, adversary=f'threat = "{threat}"\nrounds = [1]')
+        return str(driver.run(heard).summary["views_sha256"])
+
+    server, link = (views(threat, defense) for threat in ("curious-server", "link-tap"))
+
+    assert server == link
+    assert server != views("curious-server")
