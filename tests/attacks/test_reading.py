@@ -7,7 +7,6 @@ from torch import Tensor
 from attacks.defense import Noise, Untold
 from attacks.observation import Kind, LocalRecipe
 from attacks.reading import found_noise, read, restored
-
 from clients.defenses.noise import GaussianNoise, LaplacianNoise
 from clients.defenses.prune import Prune
 
