@@ -61,6 +61,7 @@ class Observation:
         buffers: Running statistics in force, by buffer name; None if not heard.
         buffers_after: Running statistics that the client sent back; None if not heard.
         num_examples: The number of examples that the message announces; None if it does not.
+        num_bytes: Size of the message, where nothing but that was heard.
     """
 
     round: int
@@ -73,6 +74,7 @@ class Observation:
     buffers: Tensors | None = None
     buffers_after: Tensors | None = None
     num_examples: int | None = None
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

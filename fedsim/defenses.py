@@ -47,6 +47,7 @@ DEFENSES: dict[str, str] = {
     "outpost": "clients.defenses.outpost:Outpost",
     "censor": "clients.defenses.censor:Censor",
     "secure-aggregation": "clients.defenses.secure_aggregation:SecureAggregation",
+    "tls": "clients.defenses.tls:TLS",
 }
 """Defenses by the name that experiments use: `package.module:Name`."""
 
@@ -215,6 +216,11 @@ class Particular(Protocol):
         Raises:
             ConfigError: It cannot; the message says what to change.
         """
+
+
+def encrypts_links(chain: Mapping[str, Defense]) -> bool:
+    """Whether who taps a link hears sizes alone: a defense says so by `encrypts_links`."""
+    return any(getattr(defense, "encrypts_links", False) for defense in chain.values())
 
 
 def build_defense(config: DefenseConfig) -> Defense:

@@ -309,6 +309,7 @@ class RunDirectory:
             "members": list(members),
             "kind": str(seen.kind),
             "num_examples": seen.num_examples,
+            "num_bytes": seen.num_bytes,
             "masked": seen.visible is not None,
             "weights": None if seen.weights is None else self._write_model("weights", seen.weights),
             "buffers": None if seen.buffers is None else self._write_model("buffers", seen.buffers),
@@ -527,6 +528,7 @@ def _read_observation(folder: Path, identity: str) -> Observation:
         buffers=_read_model(folder, "buffers", record["buffers"]),
         buffers_after=parts["buffers-after"] if record.get("buffers_after") else None,
         num_examples=record["num_examples"],
+        num_bytes=record.get("num_bytes"),
     )
 
 

@@ -277,6 +277,8 @@ class ObservationRecord(Document):
     """What the tensors are."""
     num_examples: int | None
     """As the message announces it; null if it does not."""
+    num_bytes: int | None = None
+    """Size of the message, where nothing but that was heard."""
     masked: bool
     """Whether only some coordinates were heard (`visible/NAME` says which)."""
     weights: Sha256 | None

@@ -12,7 +12,7 @@ from torch import nn
 from attacks.observation import Observation
 from attacks.threats import Position, ThreatModel
 from fedsim.config import Experiment
-from fedsim.defenses import build_chain, private_clients
+from fedsim.defenses import build_chain, encrypts_links, private_clients
 from fedsim.errors import RunFailed
 from fedsim.knowledge import read_knowledge
 from fedsim.ledger import Ledger, ledger_of
@@ -160,16 +160,18 @@ class _Rounds:
 
     def place_adversary(self, grid: Grid, threat: ThreatModel) -> None:
         """Put the ear where the threat model says."""
+        at_link = threat.position is Position.LINK
         ear = Ear(
             threat=threat,
             scope=self.experiment.adversary,
             exchange=self.exchange,
             keep=self.run.write_observation,
+            encrypted=at_link and encrypts_links(build_chain(self.experiment)),
         )
         self.grid = grid
         self.tampering = self._tampering(threat)
         inner = self.tampering or self.guard
-        if threat.position is Position.LINK:
+        if at_link:
             self.grid = LinkTap(grid, ear)
             return
         sum_ear = SumEar(

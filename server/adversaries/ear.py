@@ -12,7 +12,7 @@ from attacks.threats import Capability, ThreatModel
 from fedsim.config import AdversaryConfig
 from fedsim.secure_sum.field import Elements, Layout
 from fedsim.secure_sum.messages import read_masked
-from fedsim.wire import BadReply, Update, to_tensors
+from fedsim.wire import BadReply, Update, num_bytes, to_tensors
 from server.guard import Exchange
 
 Keep = Callable[[Observation], object]
@@ -28,12 +28,14 @@ class Ear:
         scope: Which rounds and victims it listens to.
         exchange: How updates look on the wire.
         keep: Where observations go.
+        encrypted: Whether what crosses this place is: then it hears sizes alone.
     """
 
     threat: ThreatModel
     scope: AdversaryConfig
     exchange: Exchange
     keep: Keep
+    encrypted: bool = False
 
     def hear_round(self, server_round: int, heard: Sequence[tuple[ArrayRecord, Message]]) -> None:
         """Keep what each reply of a round says, given what its client was sent; see `hear`."""
@@ -51,6 +53,9 @@ class Ear:
         """
         client = self.exchange.client_of.get(reply.metadata.src_node_id)
         if client is None or not self.scope.hears(server_round, client):
+            return
+        if self.encrypted:
+            self.keep(self._size_heard(server_round, client, reply))
             return
         state = to_tensors(sent)
         try:
@@ -73,6 +78,18 @@ class Ear:
                 buffers_after=buffers and self._buffers_after(update, buffers),
                 num_examples=update.num_examples,
             )
+        )
+
+    @staticmethod
+    def _size_heard(server_round: int, client: int, reply: Message) -> Observation:
+        """Return what an encrypted message says."""
+        return Observation(
+            round=server_round,
+            sender=f"client-{client}",
+            receiver="server",
+            kind=Kind.SIZES_ONLY,
+            update={},
+            num_bytes=0 if reply.has_error() else num_bytes(reply.content),
         )
 
     def _masked(self, reply: Message) -> Elements | None:
