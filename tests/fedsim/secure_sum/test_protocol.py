@@ -188,6 +188,26 @@ def test_one_masked_vector_stays_masked_after_the_sum_is_known() -> None:
     assert (left != given[0]).mean() > 0.9
 
 
+def test_a_vector_that_arrives_after_its_client_was_given_up_stays_masked() -> None:
+    given = vectors(10)
+    ours = table()
+    ours.advertise()
+    ours.share()
+    ours.mask(given)
+    late = ours.masked.pop(2)
+    ours.reveal(gone=[2])
+
+    # the server knows the key of all pairwise masks of client 2 now: its own mask is what is left
+    secret = mask_key(ours.members[2].mask_seed, ROUND)
+    for other in range(10):
+        if other != 2:
+            mask = pairwise_mask(secret, ours.keys[other].mask, 2, other, ROUND, LENGTH, 32)
+            late = late - mask if other < 2 else late + mask
+    assert (late != given[2]).mean() > 0.9
+    own = stretch(derive(ours.members[2].self_seed, f"{ROUND}|own"), LENGTH, 32)
+    assert np.array_equal(late - own, given[2])
+
+
 def test_a_client_reveals_its_shares_once() -> None:
     ours = table()
     ours.advertise()
