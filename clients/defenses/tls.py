@@ -1,6 +1,7 @@
 """Encrypted links: who taps one hears how long messages are, and nothing else.
 
-In a simulation nothing is encrypted: a tap is merely shown what TLS (RFC 8446) would leave it. It
+No paper: in a simulation nothing is encrypted, a tap is merely shown what TLS
+(https://www.rfc-editor.org/rfc/rfc8446) would leave it. It
 does not pad, so that sizes and the presence of a message stay visible, and a compressed update may
 tell by its size how many values it has. The server is at the end of the link and hears everything.
 """
