@@ -22,7 +22,7 @@ from fedsim.driver import RunResult
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.records import Record
 from fedsim.report.wording import count, decibels, duration, percent
-from fedsim.schemas import GateRecord
+from fedsim.schemas.gate import GateRecord
 from fedsim.seeds import stream
 from fedsim.stages.summarize import spread
 from fedsim.sweep.statistics import exact_share, upper_bound

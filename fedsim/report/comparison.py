@@ -16,7 +16,7 @@ from fedsim.report.pictures import Row
 from fedsim.report.rendering import Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import count, decibels, percent
-from fedsim.schemas import Leakage
+from fedsim.schemas.summary import Leakage
 
 COLUMNS = 4
 """Images side by side, per run."""

@@ -18,7 +18,7 @@ from fedsim.report.pictures import Row, Tile, contact_sheet, png
 from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import decibels
-from fedsim.schemas import Leakage
+from fedsim.schemas.summary import Leakage
 from fedsim.threat import MEANING
 
 MOST_COLUMNS = 8

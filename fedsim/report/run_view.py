@@ -19,7 +19,7 @@ from fedsim.report.wording import (
     number,
     strongest,
 )
-from fedsim.schemas import Leakage, Utility
+from fedsim.schemas.summary import Leakage, Utility
 from fedsim.stages.summarize import leakage, privacy, utility
 
 

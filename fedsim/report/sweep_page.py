@@ -18,7 +18,8 @@ from fedsim.report.pictures import Row
 from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import count, decibels, duration, percent
-from fedsim.schemas import AttackerRow, Interval, SweepCell
+from fedsim.schemas.statistics import Interval
+from fedsim.schemas.sweep import AttackerRow, SweepCell
 from fedsim.sweep.rows import Measured
 from fedsim.sweep.statistics import resampled
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from fedsim.records import Record
-from fedsim.schemas import Leakage
+from fedsim.schemas.summary import Leakage
 
 NOTHING = "\u2013"
 SPACE = "\u00a0"

@@ -14,7 +14,8 @@ from attacks.metrics.perceptual import NoBackboneError, lpips
 from attacks.metrics.registration import registered_psnr_db, registration_window
 from attacks.observation import Reconstruction
 from fedsim.records import Record, RunDirectory
-from fedsim.schemas import Baselines, Copies, ImageScore, Quality, Score, Status
+from fedsim.schemas.document import Status
+from fedsim.schemas.scores import Baselines, Copies, ImageScore, Quality, Score
 from fedsim.seeds import stream
 from fedsim.truth import unseal, unsealed_before
 

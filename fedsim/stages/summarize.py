@@ -5,16 +5,9 @@ from statistics import fmean, median, stdev
 from typing import cast
 
 from fedsim.records import Record, RunDirectory, replace_json
-from fedsim.schemas import (
-    BaselineMedians,
-    Leakage,
-    Medians,
-    RunStatus,
-    Spread,
-    Summary,
-    Timing,
-    Utility,
-)
+from fedsim.schemas.document import RunStatus
+from fedsim.schemas.statistics import Medians, Spread
+from fedsim.schemas.summary import BaselineMedians, Leakage, Summary, Timing, Utility
 
 
 def summarize(

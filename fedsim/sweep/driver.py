@@ -9,7 +9,8 @@ from pathlib import Path
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.named_attacks import build_attack
 from fedsim.records import Record, read_json, replace_json
-from fedsim.schemas import Environment, SweepRecord
+from fedsim.schemas.course import Environment
+from fedsim.schemas.sweep import SweepRecord
 from fedsim.stages.prepare import environment
 from fedsim.sweep.cells import Cell, Job, cells_of, jobs_of
 from fedsim.sweep.config import Sweep

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedsim.config import AttackConfig
 from fedsim.records import Record, RunDirectory, read_json
-from fedsim.schemas import AttackerRow, PublishedRow, SweepCell, SweepSeed
+from fedsim.schemas.sweep import AttackerRow, PublishedRow, SweepCell, SweepSeed
 from fedsim.stages.summarize import utility
 from fedsim.sweep.cells import Cell, Job
 from fedsim.sweep.job import Outcome

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
-from fedsim.schemas import Interval
+from fedsim.schemas.statistics import Interval
 
 RESAMPLES = 2_000
 """Of every bootstrap."""

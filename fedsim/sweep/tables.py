@@ -8,7 +8,8 @@ from typing import Any
 
 from fedsim.records import Record, replace_bytes
 from fedsim.report.wording import NOTHING, decibels, percent
-from fedsim.schemas import AttackerRow, Interval, SweepCell, SweepRecord
+from fedsim.schemas.statistics import Interval
+from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepRecord
 
 
 def write_tables(folder: Path, record: SweepRecord) -> None:

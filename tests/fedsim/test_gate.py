@@ -10,7 +10,7 @@ from fedsim import gate as gating
 from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.gate import Claim, attack_of, gate, junit, lines_of
-from fedsim.schemas import GateRecord
+from fedsim.schemas.gate import GateRecord
 from fedsim.sweep.statistics import upper_bound
 
 LINEAR = AttackConfig(name="linear", time_budget_s=5)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fedsim.records import RunDirectory
 from fedsim.report.page import build
-from fedsim.schemas import Score
+from fedsim.schemas.scores import Score
 from tests.fedsim.conftest import MadeRun, Make
 
 SVG = "data:image/svg+xml;base64,"

@@ -3,7 +3,8 @@
 import pytest
 
 from fedsim.report.sweep_page import finding, headline
-from fedsim.schemas import AttackerRow, Interval, SweepCell
+from fedsim.schemas.statistics import Interval
+from fedsim.schemas.sweep import AttackerRow, SweepCell
 
 SCORED = AttackerRow(
     attack="dlg",

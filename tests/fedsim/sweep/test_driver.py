@@ -15,7 +15,7 @@ import pytest
 
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.records import RunDirectory, read_json
-from fedsim.schemas import SweepRecord
+from fedsim.schemas.sweep import SweepRecord
 from fedsim.sweep.cells import Job
 from fedsim.sweep.config import Sweep, parse_sweep
 from fedsim.sweep.driver import SweepProgress, Swept, run_sweep

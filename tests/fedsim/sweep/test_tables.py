@@ -3,14 +3,9 @@
 import io
 
 from fedsim.report.wording import NOTHING
-from fedsim.schemas import (
-    AttackerRow,
-    Environment,
-    Interval,
-    PublishedRow,
-    SweepCell,
-    SweepRecord,
-)
+from fedsim.schemas.course import Environment
+from fedsim.schemas.statistics import Interval
+from fedsim.schemas.sweep import AttackerRow, PublishedRow, SweepCell, SweepRecord
 from fedsim.sweep.tables import markdown, psnr_of, published_of
 
 ATTACKED = AttackerRow(
