@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.cascade import noise_of
+from attacks.column_space import noise_of
 from attacks.first_layer import layer_gradient
 from attacks.linear import layer_that_sees_the_input
 from attacks.network import known_architecture, trace

@@ -77,10 +77,6 @@ class FirstLayer:
     def sensitivities_at(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """Return dL/dz at one row per example, for every label, (N, K).
 
-        The derivative of all logits with respect to that row comes from two passes: one backward
-        from logits weighted by v, and one more, of its result at the row, back to v. The loss
-        tells what each label makes of it.
-
         Args:
             outputs: z, (N, m).
             rows: (N,), int64.
@@ -97,18 +93,45 @@ class FirstLayer:
         outputs = outputs.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.logits(outputs)
-            v = torch.zeros_like(logits, requires_grad=True)
-            (weighted,) = torch.autograd.grad(logits, outputs, v, create_graph=True)
-            at_rows = weighted.gather(1, rows[:, None]).sum()
-        (slope,) = torch.autograd.grad(at_rows, v)
-        logits = logits.detach().requires_grad_()
-        found = torch.empty_like(slope)
-        for label in range(self.num_classes):
-            targets = torch.full_like(rows, label)
-            with torch.enable_grad():
-                total = self.loss(logits, targets) * len(rows)
-            found[:, label] = (torch.autograd.grad(total, logits)[0] * slope).sum(1)
-        return found
+        slope = slope_of_logits(logits, outputs, rows)
+        return sensitivity_by_label(self.loss, logits, slope, share=len(rows))
+
+
+def slope_of_logits(logits: Tensor, outputs: Tensor, rows: Tensor) -> Tensor:
+    """Return the derivative of all logits by one entry of a layer's output, (N, K).
+
+    From two passes: one backward from the logits weighted by v; and, as that is linear in v, one
+    more from its result at the entry back to v.
+
+    Args:
+        logits: (N, K), with the graph that leads to `outputs`.
+        outputs: Of the layer, (N, m).
+        rows: Which entry, (N,) int64.
+    """
+    with torch.enable_grad():
+        v = torch.zeros_like(logits, requires_grad=True)
+        (weighted,) = torch.autograd.grad(logits, outputs, v, create_graph=True)
+        at_rows = weighted.gather(1, rows[:, None]).sum()
+    return torch.autograd.grad(at_rows, v)[0]
+
+
+def sensitivity_by_label(loss: Loss, logits: Tensor, slope: Tensor, *, share: float) -> Tensor:
+    """Return `share` times the derivative of the mean loss by an entry, for every label, (N, K).
+
+    Args:
+        loss: The training loss, mean over a batch.
+        logits: (N, K).
+        slope: Their derivative by that entry, (N, K).
+        share: With N, it is each example's own loss.
+    """
+    logits = logits.detach().requires_grad_()
+    found = torch.empty_like(slope)
+    for label in range(slope.shape[1]):
+        targets = torch.full((len(logits),), label, device=logits.device)
+        with torch.enable_grad():
+            total = loss(logits, targets) * share
+        found[:, label] = (torch.autograd.grad(total, logits)[0] * slope).sum(1)
+    return found
 
 
 def first_layer(

@@ -15,7 +15,6 @@ The chance that any candidate passes both by accident is counted, and must be be
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,24 +23,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from attacks.cascade import Noise, noise_of
+from attacks.column_space import (
+    CHANCE,
+    EXACT,
+    MOST_EQUATIONS,
+    SIGMAS,
+    Noise,
+    chance_log10,
+    noise_of,
+)
+from attacks.first_layer import sensitivity_by_label, slope_of_logits
 from attacks.observation import AttackFailed, Knowledge, LocalRecipe, Loss
 
 TOLERANCE = 1e-4
 """Relative difference up to which a recomputed bias gradient is the one heard."""
 _CLEAR = 1e-3
 """Largest rounding, relative to what was heard, with which anything can be proved."""
-_CHANCE = -6.0
-"""Logarithm to base 10 of the chance, in a whole batch, that is allowed for a false proof."""
-_EXACT = 1e-8
-"""Relative error left in recomputed numbers when everything is exact in double precision."""
-_SIGMAS = 4.0
-"""So many standard deviations a true candidate may be off."""
 _FARTHEST = 0.05
 """Largest misfit of a proof, relative to that of mixtures, however noisy the gradient."""
 _MIXTURES = 32
-_MOST_EQUATIONS = 20
-"""Equations that count for a proof; more would only print larger numbers."""
 _CHUNK = 256
 """Images recomputed at once."""
 
@@ -131,17 +131,14 @@ def explained_by(
     found = vectors(images[which], label)
     error = (bound - TOLERANCE)[which].view(-1, *[1] * (images.dim() - 1))
     shaken = images[which] + error * torch.randn(images.shape[1:], generator=rng).to(images)
-    length = found.norm(dim=1).clamp_min(torch.finfo(found.dtype).tiny)
-    change = (vectors(shaken, label) - found).norm(dim=1) / length
-    distance, blur = _distance(found, space)
+    beyond = space.beyond(found)
+    change = (vectors(shaken, label) - found).norm(dim=1) / beyond.lengths
+    distance = torch.where(found.any(1), beyond.rest.norm(dim=1) / beyond.lengths, torch.inf)
     off = mismatch[which, label]
-    chance = (
-        math.log10(mismatch.numel())
-        + off.clamp_min(1e-12).log10()
-        + equations * (distance / typical).clamp_min(1e-12).log10()
-    )
-    passed = (distance <= (_EXACT + _SIGMAS * (blur + change)).clamp_max(_FARTHEST * typical)) & (
-        chance <= _CHANCE if equations else torch.zeros_like(which, dtype=torch.bool)
+    chance = chance_log10(mismatch.numel(), off, equations, distance / typical)
+    allowed = EXACT + SIGMAS * (beyond.blur + change)
+    passed = (distance <= allowed.clamp_max(_FARTHEST * typical)) & (
+        chance <= CHANCE if equations else torch.zeros_like(which, dtype=torch.bool)
     )
     which, label, off = which[passed], label[passed], off[passed]
     # Of several labels of one image that pass, the best at its row stays.
@@ -160,14 +157,8 @@ def _mismatch(
     One pass gives the derivative of all logits by the row; the label only enters after them.
     """
     logits, slope = _through(model, images, rows, layer)
-    scale = len(images) / (known.batch_size or 1)
-    told = torch.empty_like(logits)
-    for label in range(logits.shape[1]):
-        with torch.enable_grad():
-            free = logits.requires_grad_()
-            loss = known.loss(free, torch.full_like(rows, label))
-            (error,) = torch.autograd.grad(loss, free)
-        told[:, label] = scale * (error * slope).sum(1)
+    told = sensitivity_by_label(known.loss, logits, slope, share=1)
+    told = len(images) / (known.batch_size or 1) * told
     tiny = torch.finfo(heard.dtype).tiny
     return (told - heard[:, None]).abs() / heard.abs().clamp_min(tiny)[:, None]
 
@@ -214,18 +205,9 @@ def _measured(
     beyond = made_up - (made_up @ space.basis) @ space.basis.T
     strengths = torch.linalg.svdvals(beyond)
     typical = float(beyond.norm(dim=1).quantile(0.1))
-    if not typical > _EXACT:
+    if not typical > EXACT:
         return 0, 1.0
-    return min(_MOST_EQUATIONS, int((strengths > 0.1 * strengths[0]).sum())), typical
-
-
-def _distance(found: Tensor, space: Noise) -> tuple[Tensor, Tensor]:
-    """Return how far vectors (N, m) are from the space, and how far noise in it puts true ones."""
-    length = found.norm(dim=1).clamp_min(torch.finfo(found.dtype).tiny)
-    inner = found @ space.basis
-    distance = (found - inner @ space.basis.T).norm(dim=1) / length
-    blur = space.rows.norm() * (inner / space.strengths).norm(dim=1) / length
-    return torch.where(found.any(1), distance, torch.inf), blur
+    return min(MOST_EQUATIONS, int((strengths > 0.1 * strengths[0]).sum())), typical
 
 
 def _sensitivities(
@@ -234,23 +216,21 @@ def _sensitivities(
     """Return the gradient of each image's own loss by the outputs of a layer, (N, m)."""
     parts = []
     for at in range(0, len(images), _CHUNK):
-        outputs: list[Tensor] = []
-
-        def cut(_: nn.Module, __: object, output: Tensor, kept: list[Tensor] = outputs) -> Tensor:
-            kept.append(output.detach().requires_grad_())
-            return kept[-1].clone()  # what follows may work in place
-
-        handle = model.get_submodule(layer).register_forward_hook(cut)
+        logits, outputs = _cut_at(model, images[at : at + _CHUNK], layer)
         with torch.enable_grad():
-            logits = model(images[at : at + _CHUNK])
-            handle.remove()
             total = loss(logits, labels[at : at + _CHUNK]) * len(logits)
-            parts.append(torch.autograd.grad(total, outputs[-1])[0])
+        parts.append(torch.autograd.grad(total, outputs)[0])
     return torch.cat(parts)
 
 
 def _through(model: nn.Module, images: Tensor, rows: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     """Return the logits, (M, K), and their derivative by the output of each image's row."""
+    logits, outputs = _cut_at(model, images, layer)
+    return logits.detach(), slope_of_logits(logits, outputs, rows)
+
+
+def _cut_at(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Return the logits, (M, K), and the outputs of a layer that their graph begins with."""
     outputs: list[Tensor] = []
 
     def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
@@ -260,9 +240,5 @@ def _through(model: nn.Module, images: Tensor, rows: Tensor, layer: str) -> tupl
     handle = model.get_submodule(layer).register_forward_hook(cut)
     with torch.enable_grad():
         logits: Tensor = model(images)
-        handle.remove()
-        # the pass back is linear in what it starts from; its derivative by that is the pass forward
-        start = torch.zeros_like(logits, requires_grad=True)
-        (back,) = torch.autograd.grad(logits, outputs[-1], start, create_graph=True)
-    (slope,) = torch.autograd.grad(back.gather(1, rows[:, None]).sum(), start)
-    return logits.detach(), slope
+    handle.remove()
+    return logits, outputs[-1]

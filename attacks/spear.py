@@ -22,19 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.cascade import Noise, noise_of
-from attacks.first_layer import FirstLayer, first_layer, layer_gradient, require_sparsity
-from attacks.observation import (
-    AttackFailed,
-    Budget,
-    Knowledge,
-    Observation,
-    Reconstruction,
-    gradient_of,
-    only,
-    require_one_step,
-)
-from attacks.threats import WHITE_BOX, Capability
+from attacks.column_space import Noise, noise_of
+from attacks.first_layer import FirstLayer
+from attacks.observation import AttackFailed, Budget, Knowledge, Observation, Reconstruction
+from attacks.sparse_layer import SparseLayerAttack, sparse_gradient
 
 _ZERO = 1e-9
 """Entries of a unit vector below this are zero, if there is no noise."""
@@ -78,7 +69,7 @@ class _Space:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spear:
+class Spear(SparseLayerAttack):
     """Recover a whole batch from the gradient of its first linear layer, followed by a ReLU.
 
     Attributes:
@@ -104,16 +95,6 @@ class Spear:
         if not 0 < self.least_zeros < 1:
             raise ValueError(f"least_zeros must be between 0 and 1, got {self.least_zeros}")
 
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """The weights in force, the model, what inputs look like, and how many there are."""
-        return WHITE_BOX
-
-    def check(self, known: Knowledge) -> None:
-        """Refuse several steps, and models whose first layer is not linear with a ReLU."""
-        require_one_step(known.recipe)
-        require_sparsity(first_layer(known))
-
     def __call__(
         self,
         seen: Observation | Sequence[Observation],
@@ -133,19 +114,10 @@ class Spear:
             AttackFailed: Too few sparse directions were found, or the layer cannot be attacked so.
         """
         start = time.monotonic()
-        seen = only(seen)
-        if known.batch_size is None:
-            raise AttackFailed("the rank to expect is the batch size; grant 'batch-size'")
-        if seen.weights is None:
-            raise AttackFailed("signs are checked with the weights in force; none heard")
-        layer = first_layer(known, seen.weights, seen.buffers)
-        require_sparsity(layer)
-        weight, bias, heard = layer_gradient(
-            gradient_of(seen, known.recipe), layer.name, seen.visible
-        )
-        gradient = torch.cat([weight, bias[:, None]], 1)
-        noise = noise_of(gradient, heard, known.batch_size, rng)
-        space, batch_size = _space(gradient, noise), known.batch_size
+        heard = sparse_gradient(seen, known)
+        layer, batch_size = heard.layer, heard.batch_size
+        noise = noise_of(heard.gradient, heard.heard, batch_size, rng)
+        space = _space(heard.gradient, noise)
         rank = space.basis.shape[1]
         blur = _PROVED + float(noise.rows.norm() / noise.strengths.min())
 
@@ -169,7 +141,7 @@ class Spear:
         inputs, labels, misfit = read(chosen)
         images = layer.to_pixels(inputs)
         return Reconstruction(
-            inputs=images.to(next(iter(seen.update.values())).dtype),
+            inputs=images.to(heard.dtype),
             labels=labels,
             steps=tried,
             seconds=time.monotonic() - start,

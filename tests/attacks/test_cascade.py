@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks import cascade
+from attacks import lone_rows
 from attacks.cascade import Cascade
 from attacks.observation import (
     AttackFailed,
@@ -106,14 +106,14 @@ def test_what_is_taken_off_shows_what_was_hidden(
     images, labels = photos[0][:32], photos[1][:32]
     seen, known = hear(build(300), images, labels)
     whole = Cascade()(seen, known, rng=rng)
-    nothing_taken_off = cascade._Search.left
+    nothing_taken_off = lone_rows.RowSearch.left
 
-    def left(search: cascade._Search, found: cascade._Found) -> cascade._Left:
+    def left(search: lone_rows.RowSearch, found: lone_rows.Found) -> lone_rows.Left:
         known = nothing_taken_off(search, found)
         return replace(known, gradient=search.gradient)
 
-    monkeypatch.setattr(cascade._Search, "left", left)
-    monkeypatch.setattr(cascade._Search, "polish", lambda _, found: found)
+    monkeypatch.setattr(lone_rows.RowSearch, "left", left)
+    monkeypatch.setattr(lone_rows.RowSearch, "polish", lambda _, found: found)
     first_round = Cascade()(seen, known, rng=rng)
 
     assert first_round.labels is not None
@@ -171,7 +171,7 @@ def test_the_column_space_is_what_proves(
 ) -> None:
     seen, known = hear(build(300), photos[0][:16], photos[1][:16], torch.bfloat16)
     monkeypatch.setattr(
-        cascade, "_distance_without", lambda _, beyond, __: torch.zeros_like(beyond[:, 0])
+        lone_rows, "distance_without", lambda _, beyond, __: torch.zeros_like(beyond[:, 0])
     )
 
     found = Cascade()(low_rank_gradient(seen, rng), known, rng=rng)
