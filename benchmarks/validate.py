@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from attacks.observation import AttackFailed
-from benchmarks.dlg_cifar100 import environment
-from benchmarks.validation_rows import DATA, ROWS, Bench, Case, Row
+from benchmarks.dlg_cifar100 import DATA, environment
+from benchmarks.validation.bench import Bench, Case, Row
+from benchmarks.validation.table import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "validation.json"

@@ -1,0 +1,228 @@
+"""The rows, in the order of the table."""
+
+from benchmarks.validation.averaging import local_steps
+from benchmarks.validation.bench import Row
+from benchmarks.validation.defended import threshold_table
+from benchmarks.validation.exact import cascade, linear_layer, r_gap, spear
+from benchmarks.validation.labels import label_counts, label_failures, one_label
+from benchmarks.validation.malicious import robbing_the_fed, soliton, trap_weights
+from benchmarks.validation.negative import hard_victims
+from benchmarks.validation.searching import convnet_image, dlg_batches, line_search, resnet_image
+
+DLG = "Zhu et al. 2019, arXiv 1906.08935"
+IG = "Geiping et al. 2020, arXiv 2003.14053"
+CASCADE = "Shariati and Meybodi 2026, arXiv 2609.09659"
+BREACHING = "reference notebooks of breaching"
+ILRG = "logs of Ma et al. 2023"
+LATER = "not part of the project yet"
+
+ROWS = (
+    Row(
+        number=1,
+        attack="linear",
+        setting="CIFAR-10, MLP 3072-256-10, B = 1",
+        metric="largest error of a pixel; PSNR against the noise law",
+        source=IG,
+        kind="A",
+        measure=linear_layer,
+    ),
+    Row(
+        number=2,
+        attack="label",
+        setting="CIFAR-100, DLG LeNet, B = 1",
+        metric="label accuracy",
+        source="Zhao et al. 2020, arXiv 2001.02610",
+        kind="A",
+        measure=one_label,
+    ),
+    Row(
+        number=3,
+        attack="dlg, idlg",
+        setting="CIFAR-100, DLG LeNet, B = 1",
+        metric="share with MSE < 1e-3",
+        source=f"{DLG}; replications",
+        kind="B",
+        measure=line_search,
+    ),
+    Row(
+        number=4,
+        attack="idlg under defenses, not adaptive",
+        setting="CIFAR-100, DLG LeNet, B = 1, 300 steps; noise scale read as standard deviation",
+        metric="PSNR, dB",
+        source=f"{DLG}, table of defenses",
+        kind="B",
+        measure=threshold_table,
+    ),
+    Row(
+        number=5,
+        attack="dlg",
+        setting="CIFAR-10, DLG LeNet, B = 1 to 8",
+        metric="steps",
+        source=f"{DLG}, from memory",
+        kind="B",
+        measure=dlg_batches,
+    ),
+    Row(
+        number=6,
+        attack="inverting-gradients",
+        setting="CIFAR-10, ConvNet-64 untrained, B = 1, evaluation mode",
+        metric="PSNR, dB",
+        source=BREACHING,
+        kind="B",
+        measure=convnet_image,
+    ),
+    Row(
+        number=7,
+        attack="inverting-gradients",
+        setting="CIFAR-10, ResNet-20 of width 64 untrained, B = 1, evaluation mode",
+        metric="PSNR, dB",
+        source=f"{IG}, from memory",
+        kind="B",
+        measure=resnet_image,
+    ),
+    Row(
+        number=8,
+        attack="inverting-gradients",
+        setting="CIFAR-10, ResNet-18, B = 4, 0 to 4 equal labels",
+        metric="PSNR, dB",
+        source="TPAMI 2026 study",
+        kind="C",
+        why_not="no GPU here",
+    ),
+    Row(
+        number=9,
+        attack="r-gap, closed-form",
+        setting="CIFAR-10, CNN6, B = 1",
+        metric="PSNR, dB",
+        source="code of Zhu and Blaschko 2021, arXiv 2010.07733",
+        kind="B",
+        measure=r_gap,
+    ),
+    Row(
+        number=10,
+        attack="spear",
+        setting="CIFAR-10, MLP 3072-200-10",
+        metric="share of batches",
+        source="Dimitrov et al. 2024, arXiv 2403.03945",
+        kind="A",
+        measure=spear,
+    ),
+    Row(
+        number=11,
+        attack="cascade",
+        setting="CIFAR-10, MLP 3072-1000-10 untrained",
+        metric="share of images",
+        source=CASCADE,
+        kind="A",
+        measure=cascade,
+    ),
+    Row(
+        number=12,
+        attack="soliton",
+        setting="CIFAR-10, MLP 3072-1000-10",
+        metric="share of images",
+        source=CASCADE,
+        kind="A",
+        measure=soliton,
+    ),
+    Row(
+        number=13,
+        attack="label, rule ilrg",
+        setting="CIFAR-100, LeNet-5 untrained",
+        metric="LnAcc, the share of classes with the right count",
+        source=ILRG,
+        kind="A",
+        measure=label_counts,
+    ),
+    Row(
+        number=14,
+        attack="label, signs of rows",
+        setting="CIFAR-100, LeNet-5 untrained, B = 24",
+        metric="LeAcc, the share of classes whose presence is right",
+        source=ILRG,
+        kind="A",
+        measure=label_failures,
+    ),
+    Row(
+        number=15,
+        attack="robbing-the-fed",
+        setting="CIFAR-10, imprint before an MLP",
+        metric="share of images",
+        source=f"{BREACHING}; TPAMI 2026 study",
+        kind="A",
+        measure=robbing_the_fed,
+    ),
+    Row(
+        number=16,
+        attack="trap-weights",
+        setting="CIFAR-10, MLP 3072-1000-10",
+        metric="share of images",
+        source="Boenisch et al. 2023, arXiv 2112.02918",
+        kind="A",
+        measure=trap_weights,
+    ),
+    Row(
+        number=17,
+        attack="span check on a transformer",
+        setting="text",
+        metric="token recall",
+        source="arXiv 2405.15586",
+        kind="A",
+        why_not=f"language models are {LATER}",
+    ),
+    Row(
+        number=18,
+        attack="TAG",
+        setting="text",
+        metric="token accuracy",
+        source=BREACHING,
+        kind="B",
+        why_not=f"language models are {LATER}",
+    ),
+    Row(
+        number=19,
+        attack="inverting-gradients, fedavg-epochs",
+        setting="DLG LeNet, 4 images, local SGD of rate 0.05",
+        metric="PSNR, dB",
+        source="TPAMI 2026 study (CIFAR-100, larger networks)",
+        kind="B",
+        measure=local_steps,
+    ),
+    Row(
+        number=20,
+        attack="tap of a ring",
+        setting="any model",
+        metric="exact gradient",
+        source="derived",
+        kind="A",
+        why_not=f"decentralised training is {LATER}",
+    ),
+    Row(
+        number=21,
+        attack="gossip",
+        setting="line and random graphs",
+        metric="nodes",
+        source="Mrini et al. 2024",
+        kind="A",
+        why_not=f"decentralised training is {LATER}",
+    ),
+    Row(
+        number=22,
+        attack="tables",
+        setting="Adult",
+        metric="accuracy",
+        source="arXiv 2210.01785, from memory",
+        kind="B",
+        why_not=f"tables are {LATER}",
+    ),
+    Row(
+        number=23,
+        attack="auto, 60 s",
+        setting="where attacks fail: trained, training mode, large batches",
+        metric="PSNR, dB",
+        source="negative results of our own",
+        kind="B",
+        measure=hard_victims,
+    ),
+)
+"""The table; numbers as in the note of the literature that it follows."""
