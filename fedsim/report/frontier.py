@@ -77,7 +77,8 @@ def _least(
 ) -> NDArray[np.float64]:
     """Return the least leakage at each utility; beyond the most useful cell, that cell's."""
     enough = utility[None, :] >= np.minimum(grid, utility.max())[:, None] - 1e-9
-    return np.where(enough, leakage[None, :], np.inf).min(axis=1)
+    least: NDArray[np.float64] = np.where(enough, leakage[None, :], np.inf).min(axis=1)
+    return least
 
 
 def draw(

@@ -38,13 +38,19 @@ def hear(
     )
     model = network(norm).double()
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    where = {"seed": 0, "server_round": 1, "client": 2}
     sent = local_update(
-        model, functional.cross_entropy, inputs, labels, training, proximal_mu=mu, **where
+        model,
+        functional.cross_entropy,
+        inputs,
+        labels,
+        training,
+        proximal_mu=mu,
+        seed=0,
+        server_round=1,
+        client=2,
     )
-    first_epoch = list(batches(num_examples, training, **where))[
-        : -(-num_examples // training.batch_size)
-    ]
+    steps = batches(num_examples, training, seed=0, server_round=1, client=2)
+    first_epoch = list(steps)[: -(-num_examples // training.batch_size)]
     order = torch.cat(first_epoch)
     recipe = LocalRecipe(
         num_steps=training.num_local_steps(num_examples),
