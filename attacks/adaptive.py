@@ -17,11 +17,19 @@ from typing import Any
 import torch
 
 from attacks.auto import concluded
-from attacks.choosing import Choice, choices, refusal
+from attacks.choosing import Choice, choices, require_some
 from attacks.contest import contest, run
 from attacks.inner import inner_attack
 from attacks.matching.squared_distance import SquaredDistanceSearch
-from attacks.observation import Attack, AttackFailed, Budget, Knowledge, Observation, Reconstruction
+from attacks.observation import (
+    Attack,
+    AttackFailed,
+    Budget,
+    Knowledge,
+    Observation,
+    Reconstruction,
+    rounds_of,
+)
 from attacks.reading import Reading, read
 from attacks.threats import WHITE_BOX, Capability
 
@@ -68,13 +76,7 @@ class Adaptive:
         if inner is not None:
             inner.check(known)
             return
-        reasons = []
-        for choice in choices(known, damaged=True):
-            reason = refusal(choice, known)
-            if reason is None:
-                return
-            reasons.append(f"{choice.name}: {reason}")
-        raise AttackFailed("no attack applies; " + "; ".join(reasons))
+        require_some(choices(known, damaged=True), known)
 
     def __call__(
         self,
@@ -98,7 +100,7 @@ class Adaptive:
             AttackFailed: A defense leaves nothing, or the inner attack fails.
         """
         began = time.monotonic()
-        rounds = [seen] if isinstance(seen, Observation) else list(seen)
+        rounds = rounds_of(seen)
         if not rounds:
             raise AttackFailed("nothing was heard")
         readings = [read(one, known) for one in rounds]

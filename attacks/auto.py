@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attacks.choosing import Choice, choices, refusal
+from attacks.choosing import Choice, choices, require_some
 from attacks.contest import Outcome, contest
 from attacks.observation import (
     AttackFailed,
@@ -26,6 +26,7 @@ from attacks.observation import (
     Knowledge,
     Observation,
     Reconstruction,
+    rounds_of,
 )
 from attacks.reading import Reading, read
 from attacks.threats import Capability
@@ -58,13 +59,7 @@ class Auto:
 
     def check(self, known: Knowledge) -> None:
         """Refuse where no attack of the list could ever apply, and say why of each."""
-        reasons = []
-        for choice in choices(known):
-            reason = refusal(choice, known)
-            if reason is None:
-                return
-            reasons.append(f"{choice.name}: {reason}")
-        raise AttackFailed("no attack applies; " + "; ".join(reasons))
+        require_some(choices(known), known)
 
     def __call__(
         self,
@@ -88,7 +83,7 @@ class Auto:
             AttackFailed: Nothing applies, or nothing came of what does; the message names each.
         """
         began = time.monotonic()
-        rounds = [seen] if isinstance(seen, Observation) else list(seen)
+        rounds = rounds_of(seen)
         if not rounds:
             raise AttackFailed("nothing was heard")
         readings = [read(one, known) for one in rounds]

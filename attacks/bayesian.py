@@ -52,6 +52,7 @@ from attacks.observation import (
     Knowledge,
     Observation,
     Reconstruction,
+    rounds_of,
 )
 from attacks.settings import require_counts, require_positive
 from attacks.temporal import join
@@ -125,7 +126,7 @@ class Bayesian:
             AttackFailed: The victim cannot be rebuilt, its labels cannot be read, the model is not
                 twice differentiable, or no start has a finite objective.
         """
-        rounds = [seen] if isinstance(seen, Observation) else list(seen)
+        rounds = rounds_of(seen)
         if not rounds:
             raise AttackFailed("there is no round to attack")
         return self.solve(rounds, [known] * len(rounds), rng=rng, budget=budget)

@@ -1,7 +1,7 @@
 """Which attacks are worth trying on what was heard, strongest first. No paper."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -135,6 +135,21 @@ def refusal(choice: Choice, known: Knowledge) -> str | None:
     except AttackFailed as failed:
         return str(failed)
     return None
+
+
+def require_some(listed: Iterable[Choice], known: Knowledge) -> None:
+    """Refuse where no attack of a list could ever apply.
+
+    Raises:
+        AttackFailed: None can; the message says why of each.
+    """
+    reasons = []
+    for choice in listed:
+        reason = refusal(choice, known)
+        if reason is None:
+            return
+        reasons.append(f"{choice.name}: {reason}")
+    raise AttackFailed("no attack applies; " + "; ".join(reasons))
 
 
 def built(choice: Choice) -> Attack:

@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from attacks.active import KeepsArchitecture
 from attacks.inner import inner_attack
 from attacks.network import Layer, Trace, known_architecture, same_values, trace, with_weights
 from attacks.observation import (
@@ -73,7 +74,7 @@ class Silencer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eluding:
+class Eluding(KeepsArchitecture):
     """Silence all clients but one, so that the mean of all updates is that one's.
 
     Attributes:
@@ -118,15 +119,6 @@ class Eluding:
                 f"client by itself, run '{self.then}'; otherwise set options.examples"
             )
         inner_attack(self.then, self.options).check(about)
-
-    def implant(
-        self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],  # noqa: ARG002 - nothing is added
-        num_classes: int,  # noqa: ARG002
-    ) -> nn.Module:
-        """Return `model`: the architecture stays."""
-        return model
 
     def tamper(
         self,

@@ -28,8 +28,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attacks.active import KeepsArchitecture
 from attacks.inner import inner_attack
 from attacks.network import (
     Layer,
@@ -48,6 +49,7 @@ from attacks.observation import (
     Tensors,
     gradient_of,
     require_one_step,
+    rounds_of,
 )
 from attacks.proof import recomputable
 from attacks.threats import WHITE_BOX, Capability
@@ -105,7 +107,7 @@ class _Bracket:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fishing:
+class Fishing(KeepsArchitecture):
     """Isolate single examples of a batch by class and by feature, then invert each.
 
     Attributes:
@@ -144,15 +146,6 @@ class Fishing:
         require_one_step(known.recipe)
         _classifier(known)
         inner_attack(self.then, self.options).check(replace(known, batch_size=1))
-
-    def implant(
-        self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],  # noqa: ARG002 - nothing is added
-        num_classes: int,  # noqa: ARG002
-    ) -> nn.Module:
-        """Return `model`: the architecture stays."""
-        return model
 
     def tamper(
         self,
@@ -218,7 +211,7 @@ class Fishing:
         start = time.monotonic()
         layer, batch_size = _classifier(known), _batch_size(known)
         names = layer.parameter("weight"), layer.parameter("bias")
-        given = [seen] if isinstance(seen, Observation) else list(seen)
+        given = rounds_of(seen)
         casts = [_understand(one, known, layer) for one in given]
         began = [index for index, cast in enumerate(casts) if cast.began]
         if not began:

@@ -359,6 +359,11 @@ def only(seen: Observation | Sequence[Observation]) -> Observation:
     return seen[0]
 
 
+def rounds_of(seen: Observation | Sequence[Observation]) -> list[Observation]:
+    """Return the observations of `seen` in order, for attacks that take one or several."""
+    return [seen] if isinstance(seen, Observation) else list(seen)
+
+
 def require_one_step(recipe: LocalRecipe | None) -> None:
     """Refuse updates that are known to be more than one gradient.
 

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from attacks.isolated import best_first, inside
 from attacks.network import all_visible, known_architecture, with_weights
 from attacks.observation import (
     AttackFailed,
@@ -50,8 +51,6 @@ _EMPTY = 1e-6
 """A bin whose bias gradient is below this fraction of the largest holds nothing but rounding."""
 _ROUNDING = 3e-7
 """Of a bin's bias gradient, as a fraction of the largest: single precision, summed."""
-_SLACK = 1e-2
-"""How far a pixel may leave the range, as a fraction of it, when nothing can be proved."""
 _DRAWS = 20_000
 """Draws from the smoothed public sample whose quantiles are taken."""
 
@@ -230,10 +229,9 @@ class RobbingTheFed:
             raise AttackFailed("no bin holds an image: all are darker than the lowest threshold")
         found = (weight[occupied] / bias[occupied, None]).view(-1, *input_shape)
         low, high = known.input_range
-        excursion = torch.maximum(low - found, found - high).flatten(1).amax(1)
-        inside = excursion <= _SLACK * (high - low)
+        plausible = inside(found, known.input_range)
         images = found.clamp(low, high).to(gradient[names[0]].dtype)
-        good, proved, labels = inside, None, None
+        good, proved, labels = plausible, None, None
         witness = _back(gradient, f"{block}.{_PARTS[2]}", seen.visible)
         if witness is not None and recomputable(model, known.recipe):
             explained = explained_by(
@@ -247,10 +245,10 @@ class RobbingTheFed:
                 witness=witness,
                 rng=rng,
             )
-            good, labels = explained.fits & inside, explained.labels
-            proved = explained.proved & inside
+            good, labels = explained.fits & plausible, explained.labels
+            proved = explained.proved & plausible
         sure = good if proved is None else proved
-        kept = _best_first(good, sure, bias[occupied].abs(), known.batch_size)
+        kept = best_first(good, sure, bias[occupied].abs())[: known.batch_size]
         kept = kept if self.mixtures else kept[good[kept]]
         if not len(kept):
             raise AttackFailed(
@@ -261,7 +259,7 @@ class RobbingTheFed:
             labels=None if labels is None else labels[kept],
             seconds=time.monotonic() - start,
             certified=None if proved is None else proved[kept],
-            notes={"occupied": float(len(occupied)), "in_range": float(inside.sum())},
+            notes={"occupied": float(len(occupied)), "in_range": float(plausible.sum())},
         )
 
 
@@ -307,13 +305,3 @@ def _back(gradient: Tensors, name: str, visible: Tensors | None) -> Witness | No
 def _differences(rows: Tensor) -> Tensor:
     """Return each row less the next; the last one as it is."""
     return torch.cat([rows[:-1] - rows[1:], rows[-1:]])
-
-
-def _best_first(good: Tensor, sure: Tensor, strength: Tensor, batch_size: int | None) -> Tensor:
-    """Return indices, sure ones first, then good ones, strong ones first among equals, at most B.
-
-    Everything that is sure is good.
-    """
-    order = strength.argsort(descending=True, stable=True)
-    rank = -(good[order].to(torch.int8) + sure[order].to(torch.int8))
-    return order[rank.argsort(stable=True)][:batch_size]

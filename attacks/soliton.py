@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.active import KeepsArchitecture
 from attacks.cascade import Cascade
 from attacks.linear import layer_that_sees_the_input
 from attacks.network import known_architecture, trace
@@ -38,7 +39,7 @@ _PLANNED = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soliton:
+class Soliton(KeepsArchitecture):
     """Set the first layer's biases so that the cascade does not stop, and run it.
 
     Attributes:
@@ -66,15 +67,6 @@ class Soliton:
     def check(self, known: Knowledge) -> None:
         """Refuse what the cascade refuses."""
         Cascade(copies=self.copies).check(known)
-
-    def implant(
-        self,
-        model: torch.nn.Module,
-        input_shape: tuple[int, ...],  # noqa: ARG002 - nothing is added
-        num_classes: int,  # noqa: ARG002
-    ) -> torch.nn.Module:
-        """Return `model`: the architecture stays."""
-        return model
 
     def tamper(
         self,

@@ -38,6 +38,7 @@ from attacks.observation import (
     Knowledge,
     Observation,
     Reconstruction,
+    rounds_of,
 )
 from attacks.settings import (
     require_choice,
@@ -114,7 +115,7 @@ class Temporal:
                 different numbers of examples; or as Inverting Gradients.
         """
         began = time.monotonic()
-        rounds = [seen] if isinstance(seen, Observation) else list(seen)
+        rounds = rounds_of(seen)
         _require_one_sender(rounds)
         victims = [rebuild(one, known, dtype=torch.float32) for one in rounds]
         require_twice_differentiable(victims[-1])

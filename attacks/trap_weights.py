@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.active import KeepsArchitecture
 from attacks.first_layer import layer_gradient
+from attacks.isolated import best_first, inside
 from attacks.linear import layer_that_sees_the_input
 from attacks.network import known_architecture, trace, with_weights
 from attacks.observation import (
@@ -42,8 +44,6 @@ from attacks.threats import WHITE_BOX, Capability
 
 _SILENT = 1e-6
 """A bias gradient below this fraction of the largest is rounding."""
-_SLACK = 1e-2
-"""How far a pixel may leave the range, as a fraction of it, when an image is read off."""
 _SAME = 1e-3
 """Root mean square difference, as a fraction of the range, up to which two images are the same."""
 _PLANNED = 256
@@ -51,7 +51,7 @@ _PLANNED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrapWeights:
+class TrapWeights(KeepsArchitecture):
     """Make first-layer neurons fire for one example of a batch, and read it off their rows.
 
     Attributes:
@@ -79,15 +79,6 @@ class TrapWeights:
         """Refuse several steps, and models without a linear layer that sees the image."""
         require_one_step(known.recipe)
         layer_that_sees_the_input(trace(*known_architecture(known)))
-
-    def implant(
-        self,
-        model: torch.nn.Module,
-        input_shape: tuple[int, ...],  # noqa: ARG002 - nothing is added
-        num_classes: int,  # noqa: ARG002
-    ) -> torch.nn.Module:
-        """Return `model`: the architecture stays."""
-        return model
 
     def tamper(
         self,
@@ -156,8 +147,7 @@ class TrapWeights:
             mean, std = (constant.to(images) for constant in constants)
             images = images * std + mean
         low, high = known.input_range
-        excursion = torch.maximum(low - images, images - high).flatten(1).amax(1)
-        keep = excursion <= _SLACK * (high - low)
+        keep = inside(images, known.input_range)
         fired, rows, images = len(rows), rows[keep], images[keep].clamp(low, high)
         labels: Tensor | None = None
         provable = recomputable(model, known.recipe) and seen.weights is not None
@@ -184,9 +174,8 @@ class TrapWeights:
             raise AttackFailed(
                 f"{fired} rows of layer '{layer.name}' heard something, none one example alone"
             )
-        strongest = bias[rows].abs().argsort(descending=True, stable=True)
+        strongest = best_first(fits, proved, bias[rows].abs())
         strongest = strongest[fits[strongest]]
-        strongest = strongest[(~proved[strongest]).to(torch.int8).argsort(stable=True)]
         chosen = strongest[_first_of_each(images[strongest], _SAME * (high - low))]
         chosen = chosen[: known.batch_size]
         return Reconstruction(
