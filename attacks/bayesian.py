@@ -25,6 +25,7 @@ from torch import Tensor
 from attacks.defense import Family, Noise, noise_deviation
 from attacks.matching.coordinates import Coordinates
 from attacks.matching.descent import ValueAndGrad, descend
+from attacks.matching.differentiable import check_matchable, require_twice_differentiable
 from attacks.matching.kinks import has_kinks, is_normalised
 from attacks.matching.lbfgs import minimize
 from attacks.matching.posterior import (
@@ -38,13 +39,8 @@ from attacks.matching.posterior import (
 from attacks.matching.rows import GradientOf, by_rows
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.starts import warm_start
-from attacks.matching.victim import (
-    Victim,
-    check_matchable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.network import known_architecture, trace
 from attacks.observation import (
     AttackFailed,

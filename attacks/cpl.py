@@ -13,7 +13,7 @@ truth the term is not zero, as the model is not sure of private examples, and pu
 
 from dataclasses import dataclass
 
-from attacks.matching.search import Effort
+from attacks.matching.effort import Effort
 from attacks.matching.squared_distance import SquaredDistanceSearch
 from attacks.matching.starts import Start
 

@@ -12,7 +12,7 @@ and fails more often, see `docs/attacks/dlg.md`.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attacks.matching.search import Effort
+from attacks.matching.effort import Effort
 from attacks.matching.squared_distance import SquaredDistanceSearch
 from attacks.matching.starts import Start
 

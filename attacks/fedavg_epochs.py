@@ -25,18 +25,14 @@ from torch.nn import functional
 
 from attacks.matching.company import company_of
 from attacks.matching.descent import Descent, descend
+from attacks.matching.differentiable import check_matchable, require_twice_differentiable
 from attacks.matching.objectives import cosine_distance
 from attacks.matching.priors import total_variation
 from attacks.matching.replay import Plan
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.snapshots import Snapshots
-from attacks.matching.victim import (
-    Victim,
-    check_matchable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.observation import (
     AttackFailed,
     Budget,

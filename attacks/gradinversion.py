@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.matching.company import company_of
 from attacks.matching.descent import ValueAndGrad, descend
+from attacks.matching.differentiable import check_matchable, require_twice_differentiable
 from attacks.matching.objectives import cosine_distance, squared_distance
 from attacks.matching.priors import (
     Statistics,
@@ -42,13 +43,8 @@ from attacks.matching.priors import (
 )
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.snapshots import Snapshots
-from attacks.matching.victim import (
-    Victim,
-    check_matchable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.network import all_visible, known_architecture, trace
 from attacks.observation import (
     AttackFailed,

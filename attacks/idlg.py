@@ -11,7 +11,7 @@ times too long; the second restart of one example therefore starts from the clos
 
 from dataclasses import dataclass
 
-from attacks.matching.search import Effort
+from attacks.matching.effort import Effort
 from attacks.matching.squared_distance import SquaredDistanceSearch
 from attacks.matching.starts import Start
 

@@ -41,19 +41,15 @@ from attacks.matching.company import companies, company_of
 from attacks.matching.coordinates import Coordinates
 from attacks.matching.deep_image_prior import Generator
 from attacks.matching.descent import Descent, Schedule, ValueAndGrad, descend
+from attacks.matching.differentiable import check_matchable, require_twice_differentiable
 from attacks.matching.kinks import has_kinks, is_normalised
 from attacks.matching.objectives import chord, cosine_distance
 from attacks.matching.partial import Choice, Partial, Parts, flattened
 from attacks.matching.priors import total_variation
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.snapshots import Snapshots
-from attacks.matching.victim import (
-    Victim,
-    check_matchable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.observation import (
     AttackFailed,
     Budget,

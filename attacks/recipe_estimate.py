@@ -31,13 +31,10 @@ from torch import Tensor
 
 from attacks.inverting_gradients import InvertingGradients
 from attacks.linear import layer_that_sees_the_input
+from attacks.matching.differentiable import check_twice_differentiable
 from attacks.matching.step_labels import classifier_signal, give_out, stand_in
-from attacks.matching.victim import (
-    Victim,
-    check_twice_differentiable,
-    stand_ins,
-    weights_after,
-)
+from attacks.matching.victim import Victim
+from attacks.matching.victim_labels import stand_ins, weights_after
 from attacks.network import known_architecture, trace
 from attacks.observation import (
     AttackFailed,

@@ -21,16 +21,12 @@ from torch import Tensor
 from torch.func import functional_call, grad
 
 from attacks.matching.adam import adam
+from attacks.matching.differentiable import check_twice_differentiable, require_twice_differentiable
 from attacks.matching.objectives import cosine_distance
 from attacks.matching.priors import total_variation
 from attacks.matching.rows import GradientOf, by_rows
 from attacks.matching.snapshots import Snapshots
-from attacks.matching.victim import (
-    Victim,
-    check_twice_differentiable,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
 from attacks.observation import (
     AttackFailed,
     Budget,

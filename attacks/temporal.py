@@ -21,17 +21,13 @@ import torch
 from torch import Tensor
 
 from attacks.matching.descent import Descent, descend
+from attacks.matching.differentiable import check_matchable, require_twice_differentiable
 from attacks.matching.objectives import cosine_distance
 from attacks.matching.priors import total_variation
 from attacks.matching.rows import GradientOf, by_rows
 from attacks.matching.snapshots import Snapshots
-from attacks.matching.victim import (
-    Victim,
-    check_matchable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.observation import (
     AttackFailed,
     Budget,

@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from attacks.matching.search import Effort, attack_many, the_one
-from attacks.matching.victim import check_matchable, labels_of
+from attacks.matching.differentiable import check_matchable
+from attacks.matching.effort import Effort
+from attacks.matching.search import attack_many, the_one
+from attacks.matching.victim_labels import labels_of
 from attacks.observation import (
     AttackFailed,
     Budget,

@@ -5,7 +5,6 @@ of `attacks.matching.replay`, when the recipe is known.
 """
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,17 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from attacks.labels import calibrate, read_labels
-from attacks.matching.coordinates import Coordinates
-from attacks.matching.replay import Plan, check_replayable, plan_of, replay, step_shares
-from attacks.matching.step_labels import classifier_signal, deal, give_out, place_of, stand_in
-from attacks.network import (
-    Layer,
-    known_architecture,
-    logits_of,
-    require_sound_weights,
-    trace,
-)
+from attacks.matching.replay import Plan, plan_of, replay
+from attacks.network import known_architecture, logits_of, require_sound_weights
 from attacks.observation import (
     AttackFailed,
     Kind,
@@ -35,17 +25,7 @@ from attacks.observation import (
     pseudo_gradient_of,
 )
 
-_AGREEMENT = 0.01
-"""Largest relative difference between autograd's second derivative and a difference quotient."""
-_STEP = 1e-8
-"""Step of the quotient, in input ranges: rarely over a kink, far above rounding."""
-_ROUNDING = 1e-13
-"""Largest relative error of a squared length in double precision."""
-_DIRECTIONS = 3
-"""Directions in which the two may agree."""
 _ONE_GRADIENT = LocalRecipe()
-_STAND_INS = 64
-"""Made-up inputs whose predictions stand in for those of private examples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,214 +179,11 @@ def rebuild(seen: Observation, known: Knowledge, *, dtype: torch.dtype) -> Victi
         input_shape=input_shape,
         input_range=known.input_range,
         batch_size=known.batch_size,
-        num_classes=_probe(model, _random_batch(known, like=like)),
+        num_classes=_probe(model, random_batch(known, like=like)),
     )
     if len(plan) <= 1:
         return victim
     return replace(victim, recipe=recipe, plan=plan, trained=tuple(sorted(trained)))
-
-
-def labels_of(victim: Victim, known: Knowledge) -> Tensor:
-    """Read the labels off the gradient heard, (B,) int64.
-
-    Of one gradient in ascending order, see `attacks.labels`; the classifier in force says what it
-    predicts, best with a public sample. Of several steps dealt out among the batches, see
-    `attacks.matching.step_labels`.
-
-    Raises:
-        AttackFailed: No linear layer gives the logits, or its gradient was not heard completely.
-    """
-    traced = trace(*known_architecture(known))
-    classifier = traced.classifier()
-    labels = None
-    if classifier is not None and victim.plan is not None:
-        labels = _labels_over_steps(victim, victim.plan, known, classifier)
-    elif classifier is not None:
-        calibration = calibrate(
-            victim.model,
-            classifier,
-            public=known.public_sample,
-            noise=None,
-            train_mode=(known.recipe or _ONE_GRADIENT).train_mode,
-        )
-        for visible in (victim.visible, {}):
-            labels = read_labels(
-                victim.target,
-                traced,
-                visible=visible,
-                batch_size=victim.batch_size,
-                calibration=calibration,
-            )
-            if labels is not None or not _tells_labels(victim, classifier):
-                break
-    if labels is None:
-        raise AttackFailed(
-            "the labels cannot be read: no linear layer gives the logits, or its gradient was not "
-            "heard completely"
-        )
-    return labels
-
-
-def _tells_labels(victim: Victim, classifier: Layer) -> bool:
-    """Whether a classifier heard in part still tells labels, by what it lost being small.
-
-    The entries of labels are the largest: who sends the largest alone, sends them. A single
-    example has one entry below zero, at its label.
-    """
-    bias = victim.target.get(classifier.parameter("bias"))
-    if bias is None:
-        return False
-    return victim.batch_size > 1 or bool((bias < 0).any())
-
-
-def _labels_over_steps(
-    victim: Victim, plan: Plan, known: Knowledge, classifier: Layer
-) -> Tensor | None:
-    rate = victim.recipe.learning_rate or 0.0
-    moved = {name: -rate * tensor for name, tensor in victim.target.items()}
-    shares = step_shares(victim.recipe, len(plan))
-    standing = stand_in(
-        victim.model,
-        weights_after(victim, moved, victim.trained),
-        classifier,
-        stand_ins(victim, known),
-        place=place_of(shares),
-    )
-    signal = classifier_signal(victim.target, classifier, standing, visible=victim.visible)
-    if signal is None:
-        return None
-    counts = victim.batch_size * (standing.probabilities - signal / sum(shares))
-    return deal(give_out(counts, victim.batch_size), plan)
-
-
-def weights_after(
-    victim: Victim, moved: Tensors, trained: Iterable[str]
-) -> dict[str, Tensor] | None:
-    """Return the weights in force plus what training added, by name.
-
-    None when some of `trained` were not heard completely.
-    """
-    if victim.visible or not set(trained) <= moved.keys():
-        return None
-    parameters = dict(victim.model.named_parameters())
-    return {name: parameters[name].detach() + change for name, change in moved.items()}
-
-
-def stand_ins(victim: Victim, known: Knowledge) -> Tensor:
-    """Return inputs whose predictions stand in for those of private examples, (N, ...).
-
-    The public sample, if there is one; else clouds (see `Coordinates`), always the same.
-    """
-    if known.public_sample is not None:
-        return known.public_sample.to(victim.like)
-    coordinates = Coordinates(victim.input_shape, victim.input_range, like=victim.like)
-    clouds = coordinates.clouds(_STAND_INS, rng=torch.Generator().manual_seed(0))
-    return coordinates.inputs(clouds).clamp(*victim.input_range)
-
-
-def check_matchable(known: Knowledge) -> None:
-    """Refuse, before anything was heard, what no attack by matching could invert.
-
-    Raises:
-        AttackFailed: Clients take too many steps to replay, or see `check_twice_differentiable`.
-    """
-    check_replayable(known.recipe)
-    check_twice_differentiable(known)
-
-
-def check_twice_differentiable(known: Knowledge, weights: Tensors | None = None) -> None:
-    """Check, before anything was heard, that gradients of the model can be matched.
-
-    Args:
-        known: At least the model and the input's shape.
-        weights: By parameter name; None takes the model's own.
-
-    Raises:
-        AttackFailed: The model's gradient cannot be differentiated with respect to its input, or
-            does not depend on it; or the model draws random numbers.
-    """
-    model, _ = known_architecture(known)
-    own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    stand_in = Observation(
-        round=1,
-        sender="nobody",
-        receiver="nobody",
-        kind=Kind.GRADIENT,
-        update={name: torch.ones_like(weight) for name, weight in own.items()},
-        weights=own if weights is None else weights,
-        buffers=dict(model.named_buffers()),
-    )
-    few = replace(known, batch_size=min(known.batch_size or 2, 2))
-    victim = rebuild(stand_in, few, dtype=torch.float64)
-    require_twice_differentiable(victim)
-    _require_agreement(victim)
-
-
-def require_twice_differentiable(victim: Victim) -> None:
-    """Differentiate the gradient of a random batch once more, with respect to the input.
-
-    Raises:
-        AttackFailed: That is not possible, or gives nothing.
-    """
-    model = f"model {type(victim.model).__name__}"
-    advice = (
-        "replace that operation by one with a second derivative (a fused attention by one that is "
-        "written out), or choose an attack that does not match gradients"
-    )
-    inputs = _random_batch(victim, like=victim.like).requires_grad_()
-    targets = torch.arange(victim.batch_size, device=inputs.device) % victim.num_classes
-    try:
-        length = _length(victim, inputs, targets)
-        (slope,) = torch.autograd.grad(length, inputs, allow_unused=True)
-    except RuntimeError as error:  # what autograd raises; NotImplementedError is one, too
-        reason = str(error).splitlines()[0]
-        raise AttackFailed(f"{model} is not twice differentiable: {reason}; {advice}") from error
-    if slope is None or not bool(slope.ne(0).any()):
-        raise AttackFailed(
-            f"the gradient of {model} does not change with the input, so there is nothing to "
-            "match: an operation has no derivative, or all activations are saturated; " + advice
-        )
-
-
-def _require_agreement(victim: Victim) -> None:
-    """Compare autograd's second derivative with difference quotients, in double precision.
-
-    An operation that hides its second derivative (a custom backward, say) raises nothing: what
-    autograd returns is then silently wrong. A quotient is wrong, too, where it steps over the kink
-    of a ReLU; so one direction of several in which the two agree is enough. Where the gradient
-    hardly changes at all, rounding hides the difference, and the model passes.
-
-    Raises:
-        AttackFailed: The two differ in every direction.
-    """
-    inputs = _random_batch(victim, like=victim.like).requires_grad_()
-    targets = torch.arange(victim.batch_size, device=inputs.device) % victim.num_classes
-    (slope,) = torch.autograd.grad(_length(victim, inputs, targets), inputs)
-    low, high = victim.input_range
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(_DIRECTIONS):
-        direction = torch.randn(inputs.shape, generator=generator).to(victim.like)
-        found = float((slope * direction).sum())
-        step = _STEP * (high - low) * direction
-        ahead, behind = (
-            float(_length(victim, inputs.detach() + moved, targets).detach())
-            for moved in (step, -step)
-        )
-        expected = (ahead - behind) / (2 * _STEP * (high - low))
-        rounding = _ROUNDING * ahead / (2 * _STEP * (high - low))
-        if abs(found - expected) <= _AGREEMENT * max(abs(found), abs(expected)) + rounding:
-            return
-    raise AttackFailed(
-        f"model {type(victim.model).__name__} is not twice differentiable: along one direction "
-        f"its gradient changes by {expected:.3g}, autograd says {found:.3g}; an operation on the "
-        "way hides its second derivative"
-    )
-
-
-def _length(victim: Victim, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the squared length of the gradient of a batch."""
-    gradient = victim.gradient(inputs, targets)
-    return torch.stack([g.square().sum() for g in gradient.values()]).sum()
 
 
 def _autograd(loss: Loss, logits: Tensor, targets: Tensor, wanted: Tensors) -> dict[str, Tensor]:
@@ -506,7 +283,7 @@ def _copy_in_force(model: nn.Module, seen: Observation, recipe: LocalRecipe) -> 
     return model
 
 
-def _random_batch(of: Knowledge | Victim, *, like: Tensor) -> Tensor:
+def random_batch(of: Knowledge | Victim, *, like: Tensor) -> Tensor:
     """Return inputs inside the range, always the same, with the dtype and device of `like`."""
     low, high = of.input_range
     shape = (of.batch_size or 1, *(of.input_shape or ()))

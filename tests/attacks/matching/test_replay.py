@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
+from attacks.matching.differentiable import check_matchable
 from attacks.matching.objectives import squared_distance
 from attacks.matching.replay import plan_of, replay, step_shares
-from attacks.matching.victim import Victim, check_matchable, labels_of, rebuild
+from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import labels_of
 from attacks.observation import AttackFailed, Kind, Knowledge, LocalRecipe, Observation
 from clients.local_training import batches, local_update
 from fedsim.config import TrainingConfig

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from attacks.matching import search as module
 from attacks.matching.company import Company
-from attacks.matching.search import Effort, search, search_many
+from attacks.matching.effort import Effort
+from attacks.matching.search import search, search_many
 from attacks.matching.victim import Victim, rebuild
 from attacks.observation import AttackFailed, Budget, Reconstruction
 

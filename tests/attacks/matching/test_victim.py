@@ -1,66 +1,15 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from attacks.labels import read_labels
-from attacks.matching.victim import (
-    check_twice_differentiable,
-    labels_of,
-    rebuild,
-    require_twice_differentiable,
-)
-from attacks.network import trace
-from attacks.observation import AttackFailed, Kind, Knowledge, LocalRecipe
+from attacks.matching.victim import rebuild
+from attacks.observation import AttackFailed, Kind, LocalRecipe
 
 from .conftest import Overhear
 
 LABEL = torch.tensor([2])
-
-
-class FusedAttention(nn.Module):
-    """Attention in one kernel, whose second derivative raises."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return functional.scaled_dot_product_attention(inputs, inputs, inputs)
-
-
-class Once(torch.autograd.Function):
-    """A sigmoid whose backward pass cannot be differentiated, and does not always say so."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        outputs: Tensor = inputs.sigmoid()
-        ctx.save_for_backward(outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        outputs: Tensor = ctx.saved_tensors[0]
-        return slope * outputs * (1 - outputs)
-
-
-class Hidden(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = Once.apply(inputs)
-        return outputs
-
-
-class Blind(nn.Module):
-    """Rounds its input: no derivative reaches it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(16, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.linear(inputs.flatten(1).round())
-        return logits
 
 
 def normalised_net() -> nn.Sequential:
@@ -257,78 +206,3 @@ def test_dropout_in_training_mode_is_refused_and_the_global_generator_left_alone
 
     assert torch.equal(torch.get_rng_state(), before)
     rebuild(seen, replace(known, recipe=LocalRecipe(train_mode=False)), dtype=torch.float32)
-
-
-def test_labels_are_read_off_the_gradient(
-    net: nn.Module, image: Tensor, overhear: Overhear
-) -> None:
-    seen, known = overhear(net, image, LABEL)
-
-    assert labels_of(rebuild(seen, known, dtype=torch.float64), known).tolist() == [2]
-
-
-def test_labels_are_counted_with_the_predictions_of_the_weights_in_force(
-    net: nn.Module, overhear: Overhear, rng: torch.Generator
-) -> None:
-    with torch.no_grad():
-        net.get_parameter("3.bias").copy_(
-            torch.tensor([4.0, 0.0, 0.0])
-        )  # class 0 is predicted, always
-    images, labels = torch.rand(6, 1, 4, 4, generator=rng), torch.tensor([0, 0, 0, 0, 1, 2])
-    seen, known = overhear(net, images, labels)
-    counted_evenly = read_labels(seen.update, trace(net, (1, 4, 4)), visible=None, batch_size=6)
-
-    found = labels_of(rebuild(seen, known, dtype=torch.float32), known)
-
-    assert found.tolist() == labels.tolist()
-    assert counted_evenly is not None
-    assert counted_evenly.tolist() != labels.tolist()
-
-
-def test_labels_that_cannot_be_read_are_a_reason(image: Tensor, overhear: Overhear) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Sigmoid())
-    seen, known = overhear(model, image, LABEL)
-
-    with pytest.raises(AttackFailed, match="no linear layer gives the logits"):
-        labels_of(rebuild(seen, known, dtype=torch.float32), known)
-
-
-def test_a_smooth_model_is_twice_differentiable(
-    net: nn.Module, image: Tensor, overhear: Overhear
-) -> None:
-    seen, known = overhear(net, image, LABEL)
-
-    require_twice_differentiable(rebuild(seen, known, dtype=torch.float64))
-    check_twice_differentiable(known)
-    check_twice_differentiable(replace(known, batch_size=None), seen.weights)
-
-
-@pytest.mark.parametrize("layer", [FusedAttention, Hidden])
-def test_a_model_without_a_second_derivative_is_refused_before_anything_is_heard(
-    layer: type[nn.Module],
-) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), layer(), nn.Flatten(), nn.Linear(16, 3))
-    with torch.no_grad():  # far from linear, so that the second derivative matters
-        for parameter in model.parameters():
-            parameter.copy_(3 * torch.arange(parameter.numel()).sin().view_as(parameter))
-
-    with pytest.raises(AttackFailed, match="model Sequential is not twice differentiable"):
-        check_twice_differentiable(Knowledge(model=model, input_shape=(1, 4, 4)))
-
-
-def test_a_model_whose_gradient_says_nothing_of_the_input_is_refused() -> None:
-    known = Knowledge(model=Blind(), input_shape=(1, 4, 4))
-
-    with pytest.raises(AttackFailed, match="of model Blind does not change with the input"):
-        check_twice_differentiable(known)
-
-
-def test_a_model_whose_gradient_hardly_changes_passes() -> None:
-    deep = nn.Sequential(
-        nn.Flatten(), *(layer for _ in range(8) for layer in (nn.Linear(16, 16), nn.Sigmoid()))
-    )
-    with torch.no_grad():  # every layer flattens the signal by about a hundred
-        for parameter in deep.parameters():
-            parameter.copy_(0.01 * torch.arange(parameter.numel()).cos().view_as(parameter))
-
-    check_twice_differentiable(Knowledge(model=deep, input_shape=(1, 4, 4)))
