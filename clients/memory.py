@@ -12,7 +12,8 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from attacks.observation import Tensors
-from fedsim.records import RunDirectory, read_tensors, replace_tensors
+from fedsim.files import read_tensors, replace_tensors
+from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
 
 _STATE = "fedsim-memory"

@@ -16,7 +16,8 @@ from attacks.observation import Tensors
 from clients.local_training import LocalUpdate
 from clients.participant import Participant
 from fedsim.errors import FedsimError
-from fedsim.records import RunDirectory, replace_bytes
+from fedsim.files import replace_bytes
+from fedsim.records import RunDirectory
 from fedsim.secure_sum import messages
 from fedsim.secure_sum.coordinator import Revealed
 from fedsim.secure_sum.field import Contribution, Layout, encode

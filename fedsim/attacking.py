@@ -29,10 +29,11 @@ from attacks.observation import (
 )
 from fedsim.config import Experiment, parse_experiment
 from fedsim.errors import trail
+from fedsim.files import Record, read_json
 from fedsim.guesses import sound
 from fedsim.knowledge import knowledge_about, read_knowledge
 from fedsim.named_attacks import build_attack
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 
 

@@ -235,7 +235,7 @@ def gate(
     """Attack fresh updates and end with code 0 or 4: for continuous integration."""
     from fedsim import gate as gating
     from fedsim.config import read_experiment
-    from fedsim.records import replace_bytes, replace_json
+    from fedsim.files import replace_bytes, replace_json
 
     if (max_psnr is None) == (max_success_rate is None):
         raise ConfigError("give either --max-psnr or --max-success-rate")

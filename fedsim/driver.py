@@ -14,8 +14,9 @@ from fedsim.catalog import resolve
 from fedsim.config import Experiment, parse_experiment, read_experiment
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, RunFailed, trail
+from fedsim.files import Record, digest, part_of, read_json, read_tensors
 from fedsim.pool import AttackPool, ProcessPool
-from fedsim.records import Record, RunDirectory, digest, part_of, read_json, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.report.page import build as build_report
 from fedsim.stages.attack import Follower
 from fedsim.stages.prepare import Plan, check, write_plan

@@ -20,7 +20,7 @@ from fedsim import driver
 from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.driver import RunResult
 from fedsim.errors import ConfigError, RunFailed
-from fedsim.records import Record
+from fedsim.files import Record
 from fedsim.report.wording import count, decibels, duration, percent
 from fedsim.schemas.gate import GateRecord
 from fedsim.seeds import stream

@@ -13,16 +13,10 @@ from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.defenses import ModelDefense, altered, build_defense, known_defenses
+from fedsim.files import Record, read_json, read_tensors, replace_json, replace_tensors
 from fedsim.models.build import build_model
 from fedsim.named_attacks import active_attack, implanted
-from fedsim.records import (
-    Record,
-    RunDirectory,
-    read_json,
-    read_tensors,
-    replace_json,
-    replace_tensors,
-)
+from fedsim.records import RunDirectory
 
 
 def recipe_of(experiment: Experiment, most_steps: int, *, proximal_mu: float = 0.0) -> LocalRecipe:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.driver import Progress
-from fedsim.records import Record
+from fedsim.files import Record
 from fedsim.stages.summarize import privacy
 
 MOST_ROWS = 24

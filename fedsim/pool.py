@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from fedsim.catalog import search_path
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 
 GRACE_S = 30.0
 """Seconds beyond its budget after which an attack that does not watch its budget is ended."""

@@ -6,115 +6,39 @@ leaves a directory that can be read, scored, reported and resumed. The layout is
 `docs/run-directory.md`; `FORMAT` is its version.
 """
 
-import errno
 import functools
 import hashlib
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, overload
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from attacks.observation import Kind, Observation, Reconstruction, Snapshot, Tensors
+from attacks.observation import Observation, Reconstruction, Tensors
 from fedsim.errors import ConfigError
+from fedsim.files import (
+    Record,
+    append_line,
+    finite,
+    read_json,
+    read_lines,
+    read_tensors,
+    replace_bytes,
+    replace_json,
+    replace_tensors,
+)
+from fedsim.observation_files import Heard, read_observation, write_observation
+from fedsim.reconstruction_files import read_reconstruction, write_reconstruction
 
 FORMAT = 1
 """Version of the layout; a reader refuses a newer one."""
 
 EVERYBODY = "all"
 """The sender of a mean over clients."""
-
-Record = dict[str, Any]
-"""One JSON object; `docs/run-directory.md` gives the schema of each."""
-
-
-def digest(tensors: Tensors) -> str:
-    """Return the SHA-256 of named tensors: names in order, with dtype, shape and bytes."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either what it held before or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def replace_json(path: Path, record: object) -> None:
-    """Write one JSON document whole."""
-    replace_bytes(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Record:
-    """Read one JSON object."""
-    record: Record = json.loads(path.read_text())
-    return record
-
-
-def replace_tensors(
-    path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write named tensors whole, as safetensors."""
-    # contiguous copies: safetensors refuses tensors that share memory
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    replace_bytes(path, save(plain, dict(metadata) if metadata else None))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read named tensors and the metadata beside them."""
-    # safetensors opens files out of Python's sight; a process that is sealed off must see it
-    sys.audit("open", str(path), "rb", 0)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `part/`, by the rest of their names."""
-    prefix = f"{part}/"
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def append_line(path: Path, record: Record) -> None:
-    """Add one JSON line in a single write; half a line, on a full disk, is taken back."""
-    line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        written = os.write(descriptor, line)
-        if written < len(line):
-            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    finally:
-        os.close(descriptor)
-
-
-def read_lines(path: Path) -> list[Record]:
-    """Read a log of JSON lines; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
 
 
 @dataclass(frozen=True)
@@ -295,38 +219,7 @@ class RunDirectory:
             seen: What was heard.
             members: Whose updates are in it, if it is a mean over clients.
         """
-        identity = f"round-{seen.round:05d}-{seen.sender}-to-{seen.receiver}"
-        tensors = {f"update/{name}": tensor for name, tensor in seen.update.items()}
-        for name, mask in (seen.visible or {}).items():
-            tensors[f"visible/{name}"] = mask
-        for name, tensor in (seen.buffers_after or {}).items():
-            tensors[f"buffers-after/{name}"] = tensor
-        record: Record = {
-            "id": identity,
-            "round": seen.round,
-            "sender": seen.sender,
-            "receiver": seen.receiver,
-            "members": list(members),
-            "kind": str(seen.kind),
-            "num_examples": seen.num_examples,
-            "num_bytes": seen.num_bytes,
-            "masked": seen.visible is not None,
-            "weights": None if seen.weights is None else self._write_model("weights", seen.weights),
-            "buffers": None if seen.buffers is None else self._write_model("buffers", seen.buffers),
-            "buffers_after": seen.buffers_after is not None,
-            "sha256": digest(tensors),
-        }
-        folder = self.root / "observations"
-        replace_tensors(folder / f"{identity}.safetensors", tensors)
-        replace_json(folder / f"{identity}.json", record)  # last: it marks the whole as there
-        return identity
-
-    def _write_model(self, part: str, tensors: Tensors) -> str:
-        sha256 = digest(tensors)
-        path = self.root / "observations" / "models" / f"{part}-{sha256[:32]}.safetensors"
-        if not path.exists():
-            replace_tensors(path, tensors)
-        return sha256
+        return write_observation(self.root / "observations", seen, members=members)
 
     def observation_records(self) -> list[Record]:
         """Return the records of all observations that are wholly there, in order of id."""
@@ -339,9 +232,9 @@ class RunDirectory:
         ids = sorted(path.stem for path in folder.glob(f"round-*-{sender}-to-*.json"))
         return [one for one in ids if int(one.split("-")[1]) <= last]
 
-    def heard_of(self, sender: str, *, last: int) -> "Heard":
+    def heard_of(self, sender: str, *, last: int) -> Heard:
         """Return what was heard of a sender up to the round `last`, in order."""
-        read = functools.partial(_read_observation, self.root / "observations")
+        read = functools.partial(read_observation, self.root / "observations")
         return Heard(self.observations_of(sender, last=last), read)
 
     def members(self, server_round: int) -> list[str]:
@@ -358,7 +251,7 @@ class RunDirectory:
         folder = self.root / "observations"
         if not (folder / f"{identity}.json").is_file():
             raise ConfigError(f"run '{self.name}' has no observation '{identity}'")
-        return _read_observation(folder, identity)
+        return read_observation(folder, identity)
 
     def views_sha256(self) -> str:
         """Return one digest of everything the adversary heard."""
@@ -435,41 +328,14 @@ class RunDirectory:
             reason: Why it failed, when it did.
             seconds: Wall time of a failed attack.
         """
-        stem = f"{observation['id']}--{attack}"
-        tensors: dict[str, Tensor] = {}
-        record: Record = {
-            "observation": observation["id"],
-            "round": observation["round"],
-            "victim": observation["sender"],
-            "attack": attack,
-            "status": "failed" if guess is None else "done" if guess.finished else "unfinished",
-            "reason": reason,
-            "seconds": round(seconds if guess is None else guess.seconds, 6),
-        }
-        if guess is not None:
-            if guess.inputs is not None:
-                tensors["inputs"] = guess.inputs
-            if guess.labels is not None:
-                tensors["labels"] = guess.labels
-            if guess.certified is not None:
-                tensors["certified"] = guess.certified
-            for index, snapshot in enumerate(guess.snapshots):
-                tensors[f"snapshot/{index:03d}"] = snapshot.inputs
-            record |= {
-                "matching_loss": finite(guess.matching_loss),
-                "steps": guess.steps,
-                "num_certified": None if guess.certified is None else int(guess.certified.sum()),
-                "snapshots": [
-                    {"step": one.step, "matching_loss": finite(one.matching_loss)}
-                    for one in guess.snapshots
-                ],
-                "notes": {key: plain(value) for key, value in guess.notes.items()},
-                "sha256": digest(tensors),
-            }
-        folder = self.root / "reconstructions"
-        if tensors:
-            replace_tensors(folder / f"{stem}.safetensors", tensors)
-        replace_json(folder / f"{stem}.json", record)  # last: it marks the whole as there
+        write_reconstruction(
+            self.root / "reconstructions",
+            observation,
+            attack,
+            guess,
+            reason=reason,
+            seconds=seconds,
+        )
 
     def reconstruction_records(self) -> list[Record]:
         """Return the records of all reconstructions that are wholly there, in order of name."""
@@ -478,98 +344,9 @@ class RunDirectory:
 
     def read_reconstruction(self, record: Record) -> Reconstruction:
         """Read the guess behind a reconstruction's record; a failed one has no inputs."""
-        stem = f"{record['observation']}--{record['attack']}"
-        path = self.root / "reconstructions" / f"{stem}.safetensors"
-        # beside a failure may lie what an earlier attempt, killed half way, wrote first
-        whole = record["status"] != "failed" and path.is_file()
-        tensors = read_tensors(path)[0] if whole else {}
-        return Reconstruction(
-            inputs=tensors.get("inputs"),
-            labels=tensors.get("labels"),
-            matching_loss=record.get("matching_loss"),
-            steps=record.get("steps", 0),
-            seconds=record["seconds"],
-            finished=record["status"] == "done",
-            certified=tensors.get("certified"),
-            snapshots=tuple(
-                Snapshot(
-                    step=one["step"],
-                    inputs=tensors[f"snapshot/{index:03d}"],
-                    matching_loss=float("nan")
-                    if one["matching_loss"] is None
-                    else one["matching_loss"],
-                )
-                for index, one in enumerate(record.get("snapshots", []))
-            ),
-            notes=record.get("notes", {}),
-        )
+        return read_reconstruction(self.root / "reconstructions", record)
 
     def reconstructions(self) -> Iterator[tuple[Record, Reconstruction]]:
         """Yield every reconstruction with its record."""
         for record in self.reconstruction_records():
             yield record, self.read_reconstruction(record)
-
-
-def _read_observation(folder: Path, identity: str) -> Observation:
-    record = read_json(folder / f"{identity}.json")
-    tensors, _ = read_tensors(folder / f"{identity}.safetensors")
-    parts: dict[str, dict[str, Tensor]] = {"update": {}, "visible": {}, "buffers-after": {}}
-    for name, tensor in tensors.items():
-        part, _, own = name.partition("/")
-        parts[part][own] = tensor
-    return Observation(
-        round=record["round"],
-        sender=record["sender"],
-        receiver=record["receiver"],
-        kind=Kind(record["kind"]),
-        update=parts["update"],
-        visible=parts["visible"] if record["masked"] else None,
-        weights=_read_model(folder, "weights", record["weights"]),
-        buffers=_read_model(folder, "buffers", record["buffers"]),
-        buffers_after=parts["buffers-after"] if record.get("buffers_after") else None,
-        num_examples=record["num_examples"],
-        num_bytes=record.get("num_bytes"),
-    )
-
-
-def _read_model(folder: Path, part: str, sha256: str | None) -> dict[str, Tensor] | None:
-    if sha256 is None:
-        return None
-    return read_tensors(folder / "models" / f"{part}-{sha256[:32]}.safetensors")[0]
-
-
-class Heard(Sequence[Observation]):
-    """Observations, read when they are asked for; whoever holds them holds no run directory.
-
-    Args:
-        ids: Which, in order.
-        read: Returns one of them by its id.
-    """
-
-    def __init__(self, ids: Sequence[str], read: Callable[[str], Observation]) -> None:
-        self._ids = list(ids)
-        self._read = read
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @overload
-    def __getitem__(self, place: int) -> Observation: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> "Heard": ...
-
-    def __getitem__(self, place: int | slice) -> "Observation | Heard":
-        if isinstance(place, slice):
-            return Heard(self._ids[place], self._read)
-        return self._read(self._ids[place])
-
-
-def finite(value: float | None) -> float | None:
-    """Return `value`, or None where JSON has no way to write it (NaN, infinity)."""
-    return value if value is not None and abs(value) < float("inf") else None
-
-
-def plain(value: str | float) -> str | float | None:
-    """Return a note as JSON can hold it."""
-    return value if isinstance(value, str) else finite(float(value))

@@ -7,7 +7,7 @@ from attacks.threats import ACTIVE, THREATS, Capability, ThreatModel
 from fedsim.catalog import nearest
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
-from fedsim.records import Record
+from fedsim.files import Record
 
 MEANING = {
     Capability.WEIGHTS: "hears the weights in force when the update was computed",

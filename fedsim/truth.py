@@ -7,7 +7,8 @@ the attack workers refuse to open files below `truth/`.
 import torch
 from torch import Tensor
 
-from fedsim.records import EVERYBODY, RunDirectory, read_tensors, replace_tensors
+from fedsim.files import read_tensors, replace_tensors
+from fedsim.records import EVERYBODY, RunDirectory
 
 
 def seal(run: RunDirectory, server_round: int, client: str, inputs: Tensor, labels: Tensor) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from fedsim.errors import ConfigError
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.report.reading import settings
 
 Scalars = dict[str, float]

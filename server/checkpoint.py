@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, part_of, read_tensors, replace_tensors
+from fedsim.files import part_of, read_tensors, replace_tensors
+from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
 
 

@@ -14,10 +14,11 @@ from attacks.threats import Position, ThreatModel
 from fedsim.config import Experiment
 from fedsim.defenses import build_chain, encrypts_links, private_clients
 from fedsim.errors import RunFailed
+from fedsim.files import Record, finite
 from fedsim.knowledge import read_knowledge
 from fedsim.ledger import Ledger, ledger_of
 from fedsim.named_attacks import active_attack
-from fedsim.records import Record, RunDirectory, finite
+from fedsim.records import RunDirectory
 from fedsim.secure_sum.settings import settings_of
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, shares_of, task_of

@@ -23,8 +23,9 @@ import tomli_w
 from fedsim.catalog import CLIENT_APP, SERVER_APP, search_path
 from fedsim.config import Experiment
 from fedsim.errors import RunFailed
+from fedsim.files import read_tensors
 from fedsim.pool import AttackPool, ProcessPool
-from fedsim.records import RunDirectory, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.wire import NOTE_FAILURE, run_config
 
 START_S = 60.0

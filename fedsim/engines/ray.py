@@ -32,8 +32,9 @@ from fedsim.engines.local import (
     server_context,
 )
 from fedsim.errors import ConfigError, RunFailed
+from fedsim.files import Record
 from fedsim.pool import AttackPool, Job
-from fedsim.records import Record, RunDirectory
+from fedsim.records import RunDirectory
 
 
 def environment(address: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from attacks.observation import ActiveAttack
 from attacks.threats import ORACLE
 from fedsim.components import build
 from fedsim.errors import ConfigError
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.report.reading import attack_label
 
 

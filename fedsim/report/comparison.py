@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, replace_bytes
+from fedsim.files import replace_bytes
+from fedsim.records import RunDirectory
 from fedsim.report.charts import over_rounds, scatter
 from fedsim.report.curves import Panel, Spot
 from fedsim.report.page import MOST_LINES

@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from attacks.observation import Reconstruction
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.files import Record, read_json
+from fedsim.records import RunDirectory
 from fedsim.truth import unseal
 
 Item = TypeVar("Item")

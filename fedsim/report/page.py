@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from attacks.threats import Capability
-from fedsim.records import Record, RunDirectory, replace_bytes
+from fedsim.files import Record, replace_bytes
+from fedsim.records import RunDirectory
 from fedsim.report import charts
 from fedsim.report.gallery import Pair, best_median_worst, ranked, spread_of
 from fedsim.report.palette import LIGHT

@@ -5,7 +5,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.files import Record, read_json
+from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import AttackKind, attack_kinds
 from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.records import replace_bytes
+from fedsim.files import replace_bytes
 from fedsim.report.charts import png
 from fedsim.report.frontier import MOST_DB, Mark, draw, frontier_of
 from fedsim.report.gallery import ranked, same_image, spread_of

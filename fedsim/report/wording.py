@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from fedsim.records import Record
+from fedsim.files import Record
 from fedsim.schemas.summary import Leakage
 
 NOTHING = "\u2013"

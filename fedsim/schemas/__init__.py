@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsim.records import replace_bytes
+from fedsim.files import replace_bytes
 from fedsim.schemas.adversary import KnowledgeRecord, OracleLabels, Threat
 from fedsim.schemas.course import Alarms, Environment, Event, Round
 from fedsim.schemas.document import Document

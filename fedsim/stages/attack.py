@@ -5,9 +5,10 @@ from pathlib import Path
 
 from attacks.observation import ManyAtOnce
 from fedsim.config import Experiment
+from fedsim.files import Record, read_json
 from fedsim.named_attacks import build_attack
 from fedsim.pool import AttackPool, Job
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.records import RunDirectory
 
 OnAnswer = Callable[[Record], None]
 """Told of the record of each reconstruction that is wholly there."""

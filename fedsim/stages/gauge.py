@@ -19,8 +19,8 @@ from attacks.observation import (
 )
 from fedsim.catalog import load
 from fedsim.config import Experiment
+from fedsim.files import Record
 from fedsim.knowledge import knowledge_from
-from fedsim.records import Record
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, shares_of
 from fedsim.stages.prepare import Plan, check, granted_sample

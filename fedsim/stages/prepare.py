@@ -18,6 +18,7 @@ from fedsim.data.images import public_sample
 from fedsim.defenses import Particular, build_chain
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, trail
+from fedsim.files import Record, replace_bytes, replace_json
 from fedsim.knowledge import (
     knowledge_from,
     knowledge_record,
@@ -26,7 +27,7 @@ from fedsim.knowledge import (
     write_knowledge,
 )
 from fedsim.named_attacks import build_attack
-from fedsim.records import FORMAT, Record, RunDirectory, replace_bytes, replace_json
+from fedsim.records import FORMAT, RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import most_distinct, most_local_steps, shares_of, task_of
 from fedsim.tasks import Task

@@ -13,7 +13,8 @@ from attacks.metrics.neighbours import COPY_MSE, distances, first_copies, identi
 from attacks.metrics.perceptual import NoBackboneError, lpips
 from attacks.metrics.registration import registered_psnr_db, registration_window
 from attacks.observation import Reconstruction
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.schemas.document import Status
 from fedsim.schemas.scores import Baselines, Copies, ImageScore, Quality, Score
 from fedsim.seeds import stream

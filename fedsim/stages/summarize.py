@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import cast
 
-from fedsim.records import Record, RunDirectory, replace_json
+from fedsim.files import Record, replace_json
+from fedsim.records import RunDirectory
 from fedsim.schemas.document import RunStatus
 from fedsim.schemas.statistics import Medians, Spread
 from fedsim.schemas.summary import BaselineMedians, Leakage, Summary, Timing, Utility

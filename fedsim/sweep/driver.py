@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsim.errors import ConfigError, RunFailed
+from fedsim.files import Record, read_json, replace_json
 from fedsim.named_attacks import build_attack
-from fedsim.records import Record, read_json, replace_json
 from fedsim.schemas.course import Environment
 from fedsim.schemas.sweep import SweepRecord
 from fedsim.stages.prepare import environment

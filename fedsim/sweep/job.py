@@ -11,7 +11,7 @@ import torch
 from fedsim import driver
 from fedsim.config import AttackConfig, Experiment, OutputConfig
 from fedsim.errors import ConfigError, FedsimError, trail
-from fedsim.records import Record, read_json, replace_json
+from fedsim.files import Record, read_json, replace_json
 from fedsim.stages.prepare import check
 
 

@@ -7,7 +7,8 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 from fedsim.config import AttackConfig
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.files import Record, read_json
+from fedsim.records import RunDirectory
 from fedsim.schemas.sweep import AttackerRow, PublishedRow, SweepCell, SweepSeed
 from fedsim.stages.summarize import utility
 from fedsim.sweep.cells import Cell, Job

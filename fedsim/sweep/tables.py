@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.records import Record, replace_bytes
+from fedsim.files import Record, replace_bytes
 from fedsim.report.wording import NOTHING, decibels, percent
 from fedsim.schemas.statistics import Interval
 from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepRecord

@@ -12,7 +12,8 @@ from clients.checking import build_checks
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.schemas import DOCUMENTS
 from fedsim.stages.prepare import check
 from server.grids import WrappedGrid

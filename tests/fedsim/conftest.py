@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
 from fedsim.config import parse_experiment
-from fedsim.records import Record, RunDirectory, replace_bytes, replace_json
+from fedsim.files import Record, replace_bytes, replace_json
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.stages.score import score
 from fedsim.stages.summarize import summarize

@@ -15,8 +15,9 @@ from attacks.threats import CURIOUS_SERVER
 from fedsim.attacking import AttackWorker, serve
 from fedsim.config import parse_experiment
 from fedsim.errors import ConfigError
+from fedsim.files import replace_bytes
 from fedsim.knowledge import knowledge_record, recipe_of, write_knowledge
-from fedsim.records import RunDirectory, replace_bytes
+from fedsim.records import RunDirectory
 from fedsim.stages.score import score
 from fedsim.truth import seal
 
@@ -383,7 +384,8 @@ SEALED = """
 import os, sys
 from pathlib import Path
 from fedsim.attacking import seal_off
-from fedsim.records import RunDirectory, read_tensors
+from fedsim.files import read_tensors
+from fedsim.records import RunDirectory
 
 run = RunDirectory(Path(sys.argv[1]))
 truth = next((run.root / "truth").iterdir())

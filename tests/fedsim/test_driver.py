@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import driver, records, truth
+from fedsim import driver, files, truth
 from fedsim.config import read_experiment
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.records import RunDirectory
@@ -196,7 +196,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def hashes(run: RunDirectory) -> tuple[str, str]:
     """What the federation learned, and what the adversary heard, as two digests."""
-    return records.digest(driver.final_weights(run)), run.views_sha256()
+    return files.digest(driver.final_weights(run)), run.views_sha256()
 
 
 def reconstructed(run: RunDirectory) -> dict[str, str]:
@@ -226,7 +226,7 @@ def test_a_run_ends_with_all_its_records_and_a_report(experiment: Path) -> None:
     assert len(result.scores) == 4  # two rounds, two victims, one attack
     assert result.summary["status"] == "done"
     assert result.summary["experiment"] == "tiny"
-    assert result.summary["weights_sha256"] == records.digest(result.weights)
+    assert result.summary["weights_sha256"] == files.digest(result.weights)
     assert [row["attack"] for row in result.summary["leakage"]] == ["noise"]
     assert json.loads((result.directory / "summary.json").read_text()) == result.summary
 
@@ -249,9 +249,9 @@ def test_attacks_never_see_the_truth(experiment: Path) -> None:
     before, scores = reconstructed(run), run.scores()
 
     for path in (run.root / "truth").iterdir():  # garbage of the same form, in every envelope
-        tensors, _ = records.read_tensors(path)
+        tensors, _ = files.read_tensors(path)
         garbage = torch.rand_like(tensors["inputs"])
-        records.replace_tensors(path, {"inputs": garbage, "labels": tensors["labels"] * 0})
+        files.replace_tensors(path, {"inputs": garbage, "labels": tensors["labels"] * 0})
     driver.attack_again(run.root, again=True)
 
     assert reconstructed(run) == before
@@ -494,7 +494,7 @@ def test_attacks_on_many_victims_on_joined_rounds_and_active_ones_run_in_the_mai
     assert [record.get("tampered") for record in run.rounds()] == [None, [0, 2], [], [0, 2], []]
     assert [record.get("clients") for record in run.rounds()[1:]] == [[1], [0, 1, 2]] * 2
     assert result.summary["leakage"][0]["threat"] == "malicious-server"
-    DOCUMENTS["knowledge"].model_validate(records.read_json(run.root / "knowledge.json"))
+    DOCUMENTS["knowledge"].model_validate(files.read_json(run.root / "knowledge.json"))
     for record in (*run.rounds(), *run.observation_records(), *run.reconstruction_records()):
         kind = "round" if "clients" in record or "loss" in record else "observation"
         kind = "reconstruction" if "attack" in record else kind

@@ -11,8 +11,9 @@ import torch
 from attacks.observation import Kind, Observation, Reconstruction
 from fedsim.config import parse_experiment
 from fedsim.errors import ConfigError
+from fedsim.files import Record, read_json
 from fedsim.pool import Job
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.records import RunDirectory
 from fedsim.stages.attack import Follower
 
 OWN_ATTACKS = '''

@@ -9,6 +9,7 @@ import torch
 from attacks.observation import Kind, LocalRecipe, Observation
 from attacks.threats import CURIOUS_SERVER, Capability
 from fedsim.config import Experiment, parse_experiment
+from fedsim.files import Record
 from fedsim.knowledge import (
     knowledge_about,
     knowledge_from,
@@ -17,7 +18,7 @@ from fedsim.knowledge import (
     recipe_of,
     write_knowledge,
 )
-from fedsim.records import Record, RunDirectory
+from fedsim.records import RunDirectory
 
 SEEN = Observation(
     round=1,

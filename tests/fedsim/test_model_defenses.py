@@ -11,8 +11,9 @@ from clients.defenses.precode import VariationalBottleneck
 from fedsim import driver
 from fedsim.config import Experiment, parse_experiment
 from fedsim.errors import ConfigError
+from fedsim.files import Record, read_json, read_tensors
 from fedsim.knowledge import knowledge_from, read_knowledge, without_defenses
-from fedsim.records import Record, RunDirectory, read_json, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.stages.prepare import check

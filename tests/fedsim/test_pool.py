@@ -11,8 +11,9 @@ import torch
 from attacks.observation import Kind, Observation
 from fedsim import pool as pool_module
 from fedsim.config import parse_experiment
+from fedsim.files import Record, replace_bytes, replace_json
 from fedsim.pool import Job, ProcessPool
-from fedsim.records import Record, RunDirectory, replace_bytes, replace_json
+from fedsim.records import RunDirectory
 from fedsim.truth import seal
 
 OWN_ATTACKS = '''

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
 from fedsim.errors import ConfigError
-from fedsim.records import (
-    FORMAT,
-    RunDirectory,
+from fedsim.files import (
     append_line,
     digest,
     read_json,
@@ -25,6 +23,7 @@ from fedsim.records import (
     replace_json,
     replace_tensors,
 )
+from fedsim.records import FORMAT, RunDirectory
 
 SEEN = Observation(
     round=3,

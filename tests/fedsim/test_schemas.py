@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from attacks.observation import LocalRecipe
 from attacks.threats import CURIOUS_SERVER, UPLINK_TAP, Capability
 from fedsim.config import parse_experiment
+from fedsim.files import Record, read_json
 from fedsim.knowledge import knowledge_record
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.records import RunDirectory
 from fedsim.schemas import DOCUMENTS, schema, write_schemas
 from fedsim.stages.prepare import environment
 

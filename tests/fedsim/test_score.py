@@ -11,7 +11,8 @@ from torch import Tensor
 
 from attacks.metrics.images import PSNR_CEILING_DB
 from attacks.observation import Kind, Observation, Reconstruction
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.files import Record, read_json
+from fedsim.records import RunDirectory
 from fedsim.stages.score import score, score_one
 from fedsim.truth import seal
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedsim.records import Record, RunDirectory, read_json
+from fedsim.files import Record, read_json
+from fedsim.records import RunDirectory
 from fedsim.stages.summarize import leakage, spread, summarize, utility
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, read_json
+from fedsim.files import read_json
+from fedsim.records import RunDirectory
 from fedsim.writers import of_round, of_score, of_summary, open_writers
 from tests.fedsim.conftest import MadeRun, Make
 

@@ -9,7 +9,8 @@ from fedsim.config import parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import server_context
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, replace_bytes
+from fedsim.files import replace_bytes
+from fedsim.records import RunDirectory
 from fedsim.wire import NOTE_FAILURE, RUN_DIRECTORY
 from server.app import app
 

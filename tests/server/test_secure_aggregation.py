@@ -15,7 +15,8 @@ from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import run as run_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
-from fedsim.records import EVERYBODY, RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import EVERYBODY, RunDirectory
 from fedsim.schemas.course import Round
 from fedsim.secure_sum.field import Contribution, Elements, Layout, Quantiser, decode, encode
 from fedsim.secure_sum.messages import MASKED

@@ -14,7 +14,8 @@ from clients.app import app
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.errors import ConfigError
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import shares_of, task_of
 from fedsim.wire import ARRAYS, METRICS, shared_state, to_record, to_tensors

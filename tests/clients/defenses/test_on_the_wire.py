@@ -10,7 +10,8 @@ from clients.app import app
 from fedsim.config import parse_experiment
 from fedsim.defenses import known_defenses
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from server.rounds import train
 
 TINY = """

@@ -14,7 +14,8 @@ from fedsim.engines import flwr as engine_module
 from fedsim.engines.flwr import FlowerSimulation, _end_family
 from fedsim.engines.in_process import InProcess
 from fedsim.errors import RunFailed
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 
 

@@ -13,7 +13,8 @@ from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcess, InProcessGrid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE
 from fedsim.errors import RunFailed
-from fedsim.records import RunDirectory, digest, read_tensors, replace_bytes
+from fedsim.files import digest, read_tensors, replace_bytes
+from fedsim.records import RunDirectory
 
 TEXT = """
 name = "tiny"

@@ -21,8 +21,9 @@ from fedsim.engines.in_process import InProcess
 from fedsim.engines.local import FIRST_NODE, NO_REPLY
 from fedsim.engines.ray import ClientWorker, Ray, RayGrid, RayPool
 from fedsim.errors import ConfigError
+from fedsim.files import Record, digest, read_tensors, replace_bytes, replace_json
 from fedsim.pool import Job
-from fedsim.records import Record, RunDirectory, digest, read_tensors, replace_bytes, replace_json
+from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.truth import seal
 

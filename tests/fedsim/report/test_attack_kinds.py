@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import AttackKind, attack_kinds
 
 EXPERIMENT = """

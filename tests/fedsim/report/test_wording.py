@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedsim.records import Record, RunDirectory
+from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.report.wording import (
     adversary,
     count,

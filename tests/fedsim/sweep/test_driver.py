@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from fedsim.errors import ConfigError, RunFailed
-from fedsim.records import RunDirectory, read_json
+from fedsim.files import read_json
+from fedsim.records import RunDirectory
 from fedsim.schemas.sweep import SweepRecord
 from fedsim.sweep.cells import Job
 from fedsim.sweep.config import Sweep, parse_sweep

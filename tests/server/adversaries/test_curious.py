@@ -17,7 +17,8 @@ from clients.app import app
 from fedsim.config import AdversaryConfig, Experiment, ModelConfig, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import FIRST_NODE
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.truth import unseal

@@ -7,7 +7,8 @@ import pytest
 from clients.app import app
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import RunDirectory
 from server.rounds import train
 
 

@@ -13,7 +13,8 @@ from clients.app import app
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
-from fedsim.records import EVERYBODY, RunDirectory, digest, read_tensors
+from fedsim.files import digest, read_tensors
+from fedsim.records import EVERYBODY, RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, task_of
 from fedsim.truth import unseal

@@ -14,8 +14,9 @@ from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcess, InProcessGrid
 from fedsim.engines.local import FIRST_NODE
 from fedsim.errors import ConfigError, RunFailed
+from fedsim.files import digest, read_tensors
 from fedsim.knowledge import read_knowledge
-from fedsim.records import RunDirectory, digest, read_tensors
+from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.stages.prepare import check, write_plan
