@@ -146,6 +146,33 @@ def change_of(seen: Observation) -> Tensors:
     return delta_of(seen) if seen.weights is not None else {}
 
 
+def clients_behind(seen: Observation, known: Knowledge) -> int:
+    """Return how many clients seem to be behind what was heard, by its number of examples."""
+    if seen.kind is not Kind.AGGREGATE:
+        return 1
+    size = known.recipe.batch_size if known.recipe is not None else None
+    examples = seen.num_examples or known.batch_size
+    return 1 if size is None or examples is None else max(1, round(examples / size))
+
+
+def unit_of_mean(seen: Observation, known: Knowledge) -> float:
+    """Return what 1 in units of a client's update is in units of what was heard.
+
+    The mean of a round is heard as a gradient, even where clients send changes of weights.
+    """
+    if seen.kind is not Kind.AGGREGATE or known.recipe is None or not known.recipe.learning_rate:
+        return 1.0
+    return 1 / known.recipe.learning_rate
+
+
+def error_in_mean(seen: Observation, known: Knowledge) -> float:
+    """Return what is left in what was heard of an error of 1 in every client's update.
+
+    Errors of different clients are independent, and average out.
+    """
+    return unit_of_mean(seen, known) / math.sqrt(clients_behind(seen, known))
+
+
 def length_of(update: Tensors) -> float:
     """Return the Euclidean norm of all tensors together."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in update.values()))
@@ -165,7 +192,7 @@ def noise_deviation(seen: Observation, classifier_weight: str) -> float | None:
     Returns:
         None if that weight was not heard whole.
     """
-    weight = seen.update.get(classifier_weight)
+    weight = change_of(seen).get(classifier_weight)
     mask = (seen.visible or {}).get(classifier_weight)
     if weight is None or weight.dim() != 2 or (mask is not None and not bool(mask.all())):
         return None

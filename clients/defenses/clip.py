@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from attacks.defense import change_of, length_of
+from attacks.defense import change_of, clients_behind, length_of, unit_of_mean
 from attacks.observation import Knowledge, Observation, Tensors
 from fedsim.defenses import Place, Situation
 
@@ -40,12 +40,18 @@ class Clip:
         return {name: tensor * (self.norm / length) for name, tensor in update.items()}
 
     def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
-        """Take the direction alone, unless the whole of it was heard and is below the bound."""
+        """Take the direction alone, unless the whole of it was heard and is below the bound.
+
+        A mean of n clients must be n times shorter: if one of them was clipped, it is longer, but
+        for updates that cancel out.
+        """
         exact = known.noise is None or not any(known.noise.deviation.values())
-        if exact and not seen.visible and length_of(change_of(seen)) < 0.999 * self.norm:
+        bound = self.norm * unit_of_mean(seen, known) / clients_behind(seen, known)
+        if exact and not seen.visible and length_of(change_of(seen)) < 0.999 * bound:
             return seen, known  # it was shorter, and is as it was
         return seen, replace(known, length_known=False)
 
-    def estimated(self, seen: Observation, known: Knowledge) -> "Clip":  # noqa: ARG002
+    def estimated(self, seen: Observation, known: Knowledge) -> "Clip":
         """Take the length heard for the bound: whether it was clipped does not show."""
-        return Clip(norm=length_of(change_of(seen)) or self.norm)
+        shortest = unit_of_mean(seen, known) / clients_behind(seen, known)
+        return Clip(norm=length_of(change_of(seen)) / shortest or self.norm)

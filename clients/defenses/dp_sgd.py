@@ -18,7 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from attacks.defense import add_noise, length_of
 from attacks.observation import Kind, Knowledge, Loss, Observation
-from clients.defenses.noise import GaussianNoise
+from clients.defenses.noise import noise_heard
 from clients.defenses.private import refuse_tellers, summed_steps
 from fedsim.config import Experiment
 from fedsim.defenses import Place
@@ -156,10 +156,10 @@ class DPSGD:
         Clipping scales each example's gradient, so that its columns still sum to zero.
         """
         unit = _noise_per_clip(seen, known)
-        plain = GaussianNoise(scale=self._deviation * (unit or 1.0)).estimated(seen, known)
+        heard = noise_heard(seen, known)
         multiplier = self._multiplier
-        if unit is not None:
-            multiplier = plain.deviation / (unit * self.max_grad_norm)
+        if unit is not None and heard is not None:
+            multiplier = heard / (unit * self.max_grad_norm)
         return replace(self, noise_multiplier=multiplier, epsilon=None)
 
     @property

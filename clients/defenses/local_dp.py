@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.defense import add_noise
-from attacks.observation import Kind, Knowledge, Observation, Tensors
+from attacks.defense import add_noise, error_in_mean
+from attacks.observation import Knowledge, Observation, Tensors
 from clients.defenses.clip import Clip
 from clients.defenses.noise import GaussianNoise
 from clients.defenses.private import refuse_tellers
@@ -95,9 +95,7 @@ class LocalDP:
         """
         if self.epsilon is not None:
             return self.estimated(seen, known).read(seen, known)
-        deviation = self._deviation
-        if seen.kind is Kind.AGGREGATE:
-            deviation *= _averaged(seen, known)
+        deviation = self._deviation * error_in_mean(seen, known)
         known = add_noise(known, dict.fromkeys(seen.update, deviation))
         return Clip(norm=self.max_norm).read(seen, known)
 
@@ -118,12 +116,3 @@ class LocalDP:
     @property
     def _deviation(self) -> float:
         return self._multiplier * self.max_norm
-
-
-def _averaged(seen: Observation, known: Knowledge) -> float:
-    """Return how much less noise is in a mean of several clients' updates, which count alike."""
-    size = known.recipe.batch_size if known.recipe is not None else None
-    everybody = seen.num_examples or known.batch_size
-    if size is None or everybody is None:
-        return 1.0
-    return float((size / everybody) ** 0.5)

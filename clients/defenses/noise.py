@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.defense import Family, add_noise, noise_deviation
+from attacks.defense import Family, add_noise, error_in_mean, noise_deviation
 from attacks.network import known_architecture, trace
-from attacks.observation import AttackFailed, Kind, Knowledge, Observation, Tensors
+from attacks.observation import AttackFailed, Knowledge, Observation, Tensors
 from fedsim.defenses import Place, Situation
 
 Scale = Literal["deviation", "variance"]
@@ -54,23 +54,46 @@ class GaussianNoise:
         }
 
     def read(self, seen: Observation, known: Knowledge) -> tuple[Observation, Knowledge]:
-        """Say how exact each coordinate is."""
-        return seen, add_noise(known, dict.fromkeys(seen.update, self.deviation), self.family)
+        """Say how exact each coordinate is.
+
+        A mean of several clients is more exact. Where a later link changed the length, the noise
+        has changed with it: how much of it was heard is read off the classifier's gradient.
+        """
+        deviation = self.deviation * error_in_mean(seen, known)
+        if not known.length_known and not known.signs_only:
+            heard = noise_heard(seen, known)
+            deviation = deviation if heard is None else min(deviation, heard)
+        return seen, add_noise(known, dict.fromkeys(seen.update, deviation), self.family)
 
     def estimated(self, seen: Observation, known: Knowledge) -> "GaussianNoise":
         """Read the scale off the classifier's gradient, whose columns sum to zero without noise."""
-        scale = None
-        if seen.kind in (Kind.GRADIENT, Kind.AGGREGATE, Kind.CHUNK, Kind.DELTA):
-            try:
-                classifier = trace(*known_architecture(known)).classifier()
-            except AttackFailed:
-                classifier = None
-            if classifier is not None:
-                scale = noise_deviation(seen, f"{classifier.name}.weight".lstrip("."))
-        return type(self)(scale=self.scale if scale is None else scale)
+        heard = noise_heard(seen, known)
+        if heard is None:
+            return type(self)(scale=self.deviation)
+        return type(self)(scale=heard / error_in_mean(seen, known))
 
     def _draw(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=rng)
+
+
+def noise_heard(seen: Observation, known: Knowledge) -> float | None:
+    """Estimate the deviation of noise that is alike everywhere, beyond what is known of already.
+
+    Returns:
+        In units of what was heard; None where the classifier's gradient was not heard whole.
+    """
+    try:
+        classifier = trace(*known_architecture(known)).classifier()
+        if classifier is None:
+            return None
+        weight = classifier.parameter("weight")
+        found = noise_deviation(seen, weight)
+    except AttackFailed:
+        return None
+    if found is None:
+        return None
+    later = 0.0 if known.noise is None else known.noise.deviation.get(weight, 0.0)
+    return math.sqrt(max(found**2 - later**2, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

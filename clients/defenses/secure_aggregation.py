@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from attacks.defense import Family, add_noise
+from attacks.defense import Family, add_noise, clients_behind, error_in_mean, unit_of_mean
 from attacks.observation import AttackFailed, Kind, Knowledge, Observation
 from fedsim.catalog import resolve
 from fedsim.config import Experiment
@@ -59,9 +59,7 @@ class SecureAggregation(Settings):
             )
         if seen.kind is not Kind.AGGREGATE:
             return seen, known
-        deviation = self.quantiser.deviation / math.sqrt(_num_clients(seen, known))
-        if known.recipe is not None and known.recipe.learning_rate:
-            deviation /= known.recipe.learning_rate  # a change of weights was rounded
+        deviation = self.quantiser.deviation * error_in_mean(seen, known)
         return seen, add_noise(known, dict.fromkeys(seen.update, deviation), Family.GAUSSIAN)
 
     def estimated(self, seen: Observation, known: Knowledge) -> "SecureAggregation":
@@ -75,9 +73,7 @@ class SecureAggregation(Settings):
         gaps = torch.unique(values)[: 2 + len(values) // 4].diff()
         if not len(gaps):
             return self
-        step = float(gaps.min()) * _num_clients(seen, known)
-        if known.recipe is not None and known.recipe.learning_rate:
-            step *= known.recipe.learning_rate
+        step = float(gaps.min()) * clients_behind(seen, known) / unit_of_mean(seen, known)
         return replace(self, clip=step * self.quantiser.most)
 
     def check(
@@ -150,11 +146,3 @@ class SecureAggregation(Settings):
                 f"fit into {self.field_bits} bits with {self.bits} bits per coordinate; set bits = "
                 f"{fits} or less" + (", or field_bits = 64" if self.field_bits == 32 else "")
             )
-
-
-def _num_clients(seen: Observation, known: Knowledge) -> int:
-    """Return how many clients seem to be behind a mean."""
-    size = known.recipe.batch_size if known.recipe is not None else None
-    if seen.num_examples is None or size is None:
-        return 1
-    return max(1, round(seen.num_examples / size))

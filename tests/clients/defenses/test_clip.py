@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attacks.defense import Untold, length_of
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from clients.defenses.clip import Clip
 from fedsim.defenses import Situation
 
@@ -47,6 +47,17 @@ def test_what_was_heard_in_part_may_have_been_clipped() -> None:
     part = replace(SEEN, visible={"b": torch.tensor([False])}, update={**LONG, "b": LONG["b"] * 0})
 
     assert not Clip(norm=5).read(part, Knowledge())[1].length_known
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(None, 21.0), (0.1, 2.1)])
+def test_a_mean_of_clipped_updates_may_be_shorter_than_the_bound(
+    rate: float | None, bound: float
+) -> None:
+    known = Knowledge(recipe=LocalRecipe(batch_size=2, learning_rate=rate))
+    mean = replace(SEEN, kind=Kind.AGGREGATE, num_examples=8)  # 4 clients; it is 5 long
+
+    assert Clip(norm=bound).read(mean, known)[1].length_known
+    assert not Clip(norm=0.9 * bound).read(mean, known)[1].length_known
 
 
 def test_a_bound_of_nothing_is_refused() -> None:

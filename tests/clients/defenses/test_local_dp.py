@@ -97,6 +97,16 @@ def test_who_knows_it_knows_the_noise_and_forgets_the_length() -> None:
     assert not alone.length_known
 
 
+def test_noise_on_a_change_of_weights_is_larger_in_a_mean_that_is_heard_as_a_gradient() -> None:
+    known = Knowledge(recipe=LocalRecipe(batch_size=10, learning_rate=0.1))
+    defense = LocalDP(max_norm=0.5, noise_multiplier=0.2)
+
+    _, mean = defense.read(heard({"w": torch.ones(3)}, Kind.AGGREGATE), known)
+
+    assert mean.noise is not None
+    assert mean.noise.deviation == {"w": pytest.approx(0.5)}
+
+
 @pytest.mark.parametrize("options", [{"max_norm": 0.0}, {"delta": 0.0}, {"epsilon": -1.0}])
 def test_settings_without_meaning_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -1,13 +1,16 @@
 """Noise of the size asked for, and what an adversary makes of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.defense import Untold, length_of, read_defenses
+from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
+from clients.defenses.clip import Clip
 from clients.defenses.noise import GaussianNoise, LaplacianNoise
 from fedsim.defenses import Situation
 
@@ -53,19 +56,81 @@ def test_who_knows_it_knows_how_exact_each_coordinate_is() -> None:
     assert twice.noise.deviation == {"w": pytest.approx(5e-3)}  # variances add
 
 
+def gradient() -> tuple[dict[str, torch.Tensor], Knowledge, dict[str, torch.Tensor]]:
+    """Return a mean gradient of three examples, what is known, and the weights in force."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 400), nn.Sigmoid(), nn.Linear(400, 10))
+    value = functional.cross_entropy(model(torch.rand(3, 3, 2, 2)), torch.tensor([1, 2, 2]))
+    found = torch.autograd.grad(value, list(model.parameters()))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    known = Knowledge(model=model, input_shape=(3, 2, 2), num_classes=10)
+    return dict(zip(weights, found, strict=True)), known, weights
+
+
 @pytest.mark.parametrize("noise", [GaussianNoise, LaplacianNoise])
 @pytest.mark.parametrize("scale", [1e-1, 1e-3])
 def test_the_scale_is_read_off_a_classifier_trained_by_cross_entropy(
     noise: type[GaussianNoise], scale: float, situation: MakeSituation
 ) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 400), nn.Sigmoid(), nn.Linear(400, 10))
-    value = functional.cross_entropy(model(torch.rand(3, 3, 2, 2)), torch.tensor([1, 2, 2]))
-    gradient = torch.autograd.grad(value, list(model.parameters()))
-    names = [name for name, _ in model.named_parameters()]
-    sent = noise(scale=scale).apply(dict(zip(names, gradient, strict=True)), situation())
-    known = Knowledge(model=model, input_shape=(3, 2, 2), num_classes=10)
+    update, known, _ = gradient()
+    sent = noise(scale=scale).apply(update, situation())
     assert noise().estimated(heard(sent), known).scale == pytest.approx(scale, rel=0.15)
+
+
+def test_the_scale_is_read_off_new_weights_too(situation: MakeSituation) -> None:
+    update, known, weights = gradient()
+    change = {name: -0.5 * tensor for name, tensor in update.items()}
+    sent = GaussianNoise(scale=1e-2).apply(change, situation())
+    after = {name: weights[name] + tensor for name, tensor in sent.items()}
+    seen = replace(heard(after), kind=Kind.WEIGHTS, weights=weights)
+
+    assert GaussianNoise().estimated(seen, known).scale == pytest.approx(1e-2, rel=0.15)
+
+
+def test_noise_that_was_shortened_with_the_update_is_as_large_as_it_is_heard(
+    situation: MakeSituation,
+) -> None:
+    update, known, _ = gradient()
+    sent = GaussianNoise(scale=1e-2).apply(update, situation())
+    clip = Clip(norm=0.1 * length_of(sent))
+    seen = heard(clip.apply(sent, situation()))
+
+    _, left = read_defenses(seen, replace(known, defenses=(GaussianNoise(scale=1e-2), clip)))
+
+    assert left.noise is not None
+    assert set(left.noise.deviation) == set(update)
+    assert left.noise.deviation["1.weight"] == pytest.approx(1e-3, rel=0.15)
+    assert not left.length_known
+
+
+def test_noise_whose_size_was_not_told_is_not_counted_twice(situation: MakeSituation) -> None:
+    update, known, _ = gradient()
+    one, other = GaussianNoise(scale=3e-3), GaussianNoise(scale=4e-3)
+    seen = heard(other.apply(one.apply(update, situation(1)), situation(2)))
+
+    _, left = read_defenses(seen, replace(known, defenses=(Untold(defense=one), other)))
+
+    assert left.noise is not None
+    assert left.noise.deviation["1.weight"] == pytest.approx(5e-3, rel=0.1)
+
+
+@pytest.mark.parametrize(("rate", "unit"), [(None, 1.0), (0.1, 10.0)])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_mean_of_four_clients_has_half_their_noise(
+    rate: float | None, unit: float, told: bool, situation: MakeSituation
+) -> None:
+    update, known, _ = gradient()
+    noise = GaussianNoise(scale=1e-2)
+    sent = [noise.apply(update, situation(seed)) for seed in range(4)]
+    mean = {n: unit * torch.stack([one[n] for one in sent]).mean(dim=0) for n in update}
+    seen = replace(heard(mean), kind=Kind.AGGREGATE, num_examples=12)
+    known = replace(known, recipe=LocalRecipe(batch_size=3, learning_rate=rate))
+
+    link = noise if told else Untold(defense=GaussianNoise())
+    _, left = link.read(seen, known)
+
+    assert left.noise is not None  # a change of weights over the rate is a gradient
+    assert left.noise.deviation["1.weight"] == pytest.approx(unit * 5e-3, rel=0.15)
 
 
 def test_a_scale_below_zero_is_refused() -> None:
