@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attacks.activations import ACTIVATIONS
 from attacks.classifier import Head, fill_in, read_head
 from attacks.network import Layer, Trace, same_values
 from attacks.observation import AttackFailed, Tensors
-from attacks.undo import ACTIVATIONS, POOLS, Signal, gradient_error, obstacle
+from attacks.signals import Signal, gradient_error
+from attacks.undo import POOLS, obstacle
 
 _NOISY = 100.0
 """A gradient is noisy when its layer leaves rank one by so much more than rounding does."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.activations import INVERTIBLE
 from attacks.entrance import Entrance, entrances
 from attacks.labels import read_labels
 from attacks.network import Layer, Trace, same_values, trace
 from attacks.observation import AttackFailed, Tensors
-from attacks.undo import INVERTIBLE, Heard, Signal, reshaped, undo_layer
+from attacks.signals import Heard, Signal, reshaped
+from attacks.undo import undo_layer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

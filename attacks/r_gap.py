@@ -23,6 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from attacks.activations import INVERTIBLE
 from attacks.classifier import read_head
 from attacks.convolution_maps import Maps
 from attacks.entrance import check_chain
@@ -47,8 +48,9 @@ from attacks.observation import (
     only,
     require_one_step,
 )
+from attacks.signals import ROUNDING, Heard, Signal, reshaped
 from attacks.threats import WHITE_BOX, Capability
-from attacks.undo import INVERTIBLE, ROUNDING, Heard, Signal, reshaped, undo_layer
+from attacks.undo import undo_layer
 
 _SINGULAR = 1e-12
 """Singular values below this share of the largest count as zero."""

@@ -21,7 +21,8 @@ from attacks.convolution import Evidence, invert_convolution
 from attacks.entrance import check_chain
 from attacks.network import Layer, Trace, trace
 from attacks.observation import AttackFailed
-from attacks.undo import POOLS, gradient_error, obstacle
+from attacks.signals import gradient_error
+from attacks.undo import POOLS, obstacle
 
 _ROUNDING = 1e-6
 """Error of a layer's output when it is known from above, in units of its largest entry."""

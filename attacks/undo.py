@@ -4,21 +4,20 @@ Several victims of the same weights at once; V stands for their number. At every
 three things are carried: what flows there, how sure that is, and the loss's derivative there.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attacks.activations import UNDO_ACTIVATION
 from attacks.convolution import Evidence, invert_convolution
 from attacks.convolution import obstacle as convolution_obstacle
 from attacks.network import Layer, normalisation
-from attacks.observation import AttackFailed, Tensors
-
-ROUNDING = 3e-7
-"""Relative error of an entry of a float32 gradient, which is a sum of rounded products."""
+from attacks.observation import AttackFailed
+from attacks.signals import Heard, Signal, Undo, gradient_error, reshaped
 
 _HOPELESS = 0.5
 """A hidden layer of which less than this share is determined carries nothing below it."""
@@ -34,72 +33,6 @@ _ALIKE = 0.01
 
 _ANY = 1e6
 """Weight of the constant that logits are known up to, in units of their own spread."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Signal:
-    """What is known at one place of the chain, float64, (V, ...) like the examples there.
-
-    Attributes:
-        value: What flows there.
-        error: Standard deviation of the error of `value`; infinite where nothing is known.
-        delta: Derivative of the loss with respect to `value`.
-        delta_error: Standard deviation of the error of `delta`.
-        at_most: True where `value` is an upper bound only; None when nowhere.
-        notes: Per victim, how well the layer above could be inverted, "" for nothing to say; None
-            for layers that lose nothing.
-    """
-
-    value: Tensor
-    error: Tensor
-    delta: Tensor
-    delta_error: Tensor
-    at_most: Tensor | None = None
-    notes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Heard:
-    """What every layer's inversion may use.
-
-    Attributes:
-        gradient: The gradients, float64, (V, ...) by parameter name, zero where not heard.
-        masks: True where a coordinate was heard, for those not heard completely.
-        noise: Standard deviation of noise in each, beyond rounding, (V,).
-        is_whole: Whether everything was heard, without noise: then a layer that is not determined
-            is the architecture's doing, and no guess is made.
-        lowest: Name of the lowest layer with weights: its input may be known in part, as nothing
-            is built on it.
-        head: Name of the classifier, whose outputs are known up to a constant; None when it was
-            not entered by it.
-        centre: What each layer receives when the image is mid-grey, by layer name.
-        rngs: One generator per victim.
-    """
-
-    gradient: Tensors
-    masks: Tensors
-    noise: Tensor
-    is_whole: bool
-    lowest: str | None
-    head: str | None
-    centre: Tensors
-    rngs: Sequence[torch.Generator]
-
-
-Undo = Callable[[Layer, Signal, Heard], Signal]
-"""(layer, what is known at its output, what was heard) -> what is known at its input."""
-
-
-def reshaped(signal: Signal, shape: tuple[int, ...]) -> Signal:
-    """Return the signal with examples of another shape."""
-    whole = (len(signal.value), *shape)
-    return Signal(
-        value=signal.value.reshape(whole),
-        error=signal.error.reshape(whole),
-        delta=signal.delta.reshape(whole),
-        delta_error=signal.delta_error.reshape(whole),
-        at_most=None if signal.at_most is None else signal.at_most.reshape(whole),
-    )
 
 
 def undo_layer(layer: Layer, above: Signal, heard: Heard) -> Signal:
@@ -131,11 +64,6 @@ def obstacle(layer: Layer) -> str | None:
     if type(module) not in UNDO and normalisation(layer) is None:
         return f"known are {', '.join(kind.__name__ for kind in UNDO)} and fixed normalisation"
     return None
-
-
-def gradient_error(gradient: Tensor, noise: Tensor) -> Tensor:
-    """Return the standard deviation, (V,), of the error of gradients (V, ...)."""
-    return (ROUNDING * gradient.flatten(1).square().mean(1).sqrt()).maximum(noise)
 
 
 def _undo_linear(layer: Layer, above: Signal, heard: Heard) -> Signal:
@@ -389,106 +317,6 @@ def _weight(layer: Layer) -> Tensor:
     return cast(nn.Linear | nn.Conv2d, layer.module).weight.detach().double()
 
 
-_EDGE = 1e-7
-"""How close to its limits an activation is believed: the resolution of float32 near 1."""
-
-Formula = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
-"""Maps an activation's output to its input and to its slope there."""
-
-
-def _sigmoid(_: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    y = y.clamp(_EDGE, 1 - _EDGE)
-    return y.logit(), y * (1 - y)
-
-
-def _tanh(_: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    y = y.clamp(_EDGE - 1, 1 - _EDGE)
-    return y.atanh(), 1 - y.square()
-
-
-def _softsign(_: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    y = y.clamp(_EDGE - 1, 1 - _EDGE)
-    return y / (1 - y.abs()), (1 - y.abs()).square()
-
-
-def _leaky_relu(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    slope = torch.where(y > 0, 1.0, cast(nn.LeakyReLU, module).negative_slope).to(y)
-    return y / slope, slope
-
-
-def _prelu(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    slopes = cast(nn.PReLU, module).weight.detach().to(y).view(-1, *(1,) * (y.dim() - 2))
-    slope = torch.where(y > 0, 1.0, slopes)
-    return y / slope, slope
-
-
-def _exponential(y: Tensor, alpha: float, rate: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Undo y = scale x for x > 0, else y = scale alpha (exp(rate x) - 1)."""
-    y = y / scale
-    below = (y / alpha).clamp_min(_EDGE - 1)
-    value = torch.where(y > 0, y, below.clamp_max(0.0).log1p() / rate)
-    return value, scale * torch.where(y > 0, 1.0, alpha * rate * (1 + below))
-
-
-def _elu(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    return _exponential(y, cast(nn.ELU, module).alpha, 1.0, 1.0)
-
-
-def _celu(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    alpha = cast(nn.CELU, module).alpha
-    return _exponential(y, alpha, 1 / alpha, 1.0)
-
-
-def _selu(_: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    return _exponential(y, 1.6732632423543772, 1.0, 1.0507009873554805)
-
-
-def _softplus(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
-    beta = cast(nn.Softplus, module).beta
-    y = y.clamp_min(_EDGE / beta)
-    slope = -torch.expm1(-beta * y)
-    return y + slope.log() / beta, slope
-
-
-def _undo_activation(formula: Formula) -> Undo:
-    """Undo an activation that never takes the same value twice."""
-
-    def undo(layer: Layer, above: Signal, _: Heard) -> Signal:
-        value, slope = formula(layer.module, above.value)
-        unknown = above.error.isinf()
-        margin = torch.where(unknown, 0.0, above.error)
-        high, steep = formula(layer.module, above.value + margin)
-        low, flat = formula(layer.module, above.value - margin)
-        bend = torch.where(unknown, slope, (steep - slope).abs().maximum((flat - slope).abs()))
-        return Signal(
-            value=value,
-            error=torch.where(unknown, torch.inf, (high - low).abs() / 2),
-            delta=above.delta * slope,
-            delta_error=torch.hypot(above.delta_error * slope, above.delta * bend),
-        )
-
-    return undo
-
-
-_CERTAIN = 4.0
-"""An output of ReLU counts as positive when it is so by this many standard deviations."""
-
-
-def _undo_relu(_: Layer, above: Signal, __: Heard) -> Signal:
-    """Undo max(x, 0): what came out positive is known; of the rest only that it is at most zero."""
-    scale = above.value.flatten(1).abs().amax(1).view(-1, *(1,) * (above.value.dim() - 1))
-    margin = (_CERTAIN * above.error).maximum(1e-6 * scale)
-    active = above.value > margin
-    in_doubt = ~active & (above.value > -margin) & (above.error > 1e-6 * scale)
-    return Signal(
-        value=torch.where(active, above.value, 0.0),
-        error=torch.where(active, above.error, torch.inf),
-        delta=above.delta * active,
-        delta_error=torch.where(in_doubt, above.delta.abs() * 0.5, above.delta_error * active),
-        at_most=~active,
-    )
-
-
 POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 UNDO: dict[type[nn.Module], Undo] = {
@@ -498,16 +326,7 @@ UNDO: dict[type[nn.Module], Undo] = {
     nn.BatchNorm2d: _undo_batch_norm,
     nn.AvgPool2d: _undo_average,
     nn.AdaptiveAvgPool2d: _undo_average,
-    nn.ReLU: _undo_relu,
-    nn.LeakyReLU: _undo_activation(_leaky_relu),
-    nn.PReLU: _undo_activation(_prelu),
-    nn.ELU: _undo_activation(_elu),
-    nn.CELU: _undo_activation(_celu),
-    nn.SELU: _undo_activation(_selu),
-    nn.Sigmoid: _undo_activation(_sigmoid),
-    nn.Tanh: _undo_activation(_tanh),
-    nn.Softsign: _undo_activation(_softsign),
-    nn.Softplus: _undo_activation(_softplus),
+    **UNDO_ACTIVATION,
     nn.Flatten: _undo_nothing,
     nn.Unflatten: _undo_nothing,
     nn.Identity: _undo_nothing,
@@ -524,11 +343,3 @@ OPAQUE: dict[tuple[type[nn.Module], ...], str] = {
     (nn.RReLU,): "its slopes are drawn at random",
 }
 """Layers known not to be undone, and why."""
-
-INVERTIBLE = (
-    *(nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU),
-    *(nn.Sigmoid, nn.Tanh, nn.Softsign, nn.Softplus),
-)
-"""Activations that never take the same value twice."""
-
-ACTIVATIONS = (nn.ReLU, *INVERTIBLE)
