@@ -26,6 +26,7 @@ from fedsim.wire import (
     to_record,
     to_tensors,
 )
+from server.wrapped import WrappedStrategy
 
 OnEvent = Callable[[str, str, int], None]
 """(kind, message, client) -> nothing; where refused replies are recorded."""
@@ -90,7 +91,7 @@ class Tally:
     bytes_up: int = 0
 
 
-class Guarded(Strategy):
+class Guarded(WrappedStrategy):
     """Run `inner` on checked replies, in order of client number.
 
     A stock strategy expects weights: gradients and deltas are turned into the weights that they
@@ -107,7 +108,7 @@ class Guarded(Strategy):
     """
 
     def __init__(self, inner: Strategy, exchange: Exchange, on_event: OnEvent) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.set_aside: frozenset[int] = frozenset()
         self.exchange = exchange
         self.on_event = on_event
@@ -224,12 +225,6 @@ class Guarded(Strategy):
         new = to_tensors(arrays)
         return to_record({name: new[name].to(like.dtype) for name, like in templates.items()})
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to `inner`."""
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
@@ -247,7 +242,3 @@ class Guarded(Strategy):
             reply.content = RecordDict({METRICS: MetricRecord(dict(values))})
             accepted.append(reply)
         return self.inner.aggregate_evaluate(server_round, accepted) if accepted else None
-
-    def summary(self) -> None:
-        """Leave it to `inner`."""
-        self.inner.summary()

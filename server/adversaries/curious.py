@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.wire import ARRAYS
+from server.wrapped import WrappedStrategy
 
 
 class ListensToRounds(Protocol):
@@ -17,7 +18,7 @@ class ListensToRounds(Protocol):
         """Take what each client was sent, with its reply."""
 
 
-class HonestButCurious(Strategy):
+class HonestButCurious(WrappedStrategy):
     """Run `inner` unchanged and remember what each client was sent and what it answered.
 
     Args:
@@ -26,7 +27,7 @@ class HonestButCurious(Strategy):
     """
 
     def __init__(self, inner: Strategy, ear: ListensToRounds) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.ear = ear
         self._sent: dict[int, ArrayRecord] = {}
 
@@ -53,19 +54,3 @@ class HonestButCurious(Strategy):
         ]
         self.ear.hear_round(server_round, heard)
         return self.inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to `inner`."""
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to `inner`."""
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Leave it to `inner`."""
-        self.inner.summary()

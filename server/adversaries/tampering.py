@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from attacks.observation import ActiveAttack, AttackFailed, Knowledge, Observation, Tensors
 from attacks.threats import Capability
@@ -14,6 +13,7 @@ from fedsim.errors import RunFailed
 from fedsim.seeds import stream
 from fedsim.wire import ARRAYS, to_record, to_tensors
 from server.guard import Guarded
+from server.wrapped import WrappedStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _different(changed: Tensors, weights: Tensors) -> str:
     return f"'{min(changed.keys() - weights.keys())}', which the model does not have"
 
 
-class Tampering(Strategy):
+class Tampering(WrappedStrategy):
     """Send clients what an active attack wants, and keep their replies out of the aggregation.
 
     Whoever was sent other weights trained on other weights: their updates would only do harm. They
@@ -118,10 +118,12 @@ class Tampering(Strategy):
         tampered: Clients of this round that were sent something else, in order.
     """
 
+    inner: Guarded
+
     def __init__(
         self, inner: Guarded, tamperer: Tamperer, on_event: Callable[[str, str, int], None]
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.tamperer = tamperer
         self.on_event = on_event
         self.tampered: list[int] = []
@@ -150,25 +152,3 @@ class Tampering(Strategy):
         whole = self.tamperer.hears_sum and self.tampered
         self.inner.set_aside = frozenset(exchange.client_of.values() if whole else self.tampered)
         return messages
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Leave it to `inner`, which sets the replies to changed weights aside."""
-        return self.inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to `inner`."""
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to `inner`."""
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Leave it to `inner`."""
-        self.inner.summary()

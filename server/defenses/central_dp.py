@@ -41,6 +41,7 @@ from fedsim.wire import (
     to_tensors,
 )
 from server.strategies import weighted_sum
+from server.wrapped import WrappedStrategy
 
 _MEANS = ("fedsgd", "fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")
 """Strategies that make something of the mean of all updates alone."""
@@ -152,7 +153,7 @@ class CentralDP:
         return seen, known
 
 
-class NoisyMean(Strategy):
+class NoisyMean(WrappedStrategy):
     """Tell `inner` of one update: the noisy mean of all clipped ones.
 
     Args:
@@ -166,7 +167,7 @@ class NoisyMean(Strategy):
     """
 
     def __init__(self, inner: Strategy, defense: CentralDP, seed: int, title: str) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.defense = defense
         self.seed = seed
         self.title = title
@@ -239,19 +240,3 @@ class NoisyMean(Strategy):
             ).to(updates[0][name].dtype)
             for name, tensor in mean.items()
         }
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to `inner`."""
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to `inner`."""
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Leave it to `inner`."""
-        self.inner.summary()
