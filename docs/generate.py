@@ -17,10 +17,11 @@ from pydantic.fields import FieldInfo
 from attacks import ATTACKS
 from attacks.threats import THREATS, Capability
 from fedsim.catalog import CHECKS, load
-from fedsim.config import AttackConfig, DefenseConfig, Experiment, Section
+from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.data import DATASETS, PARTITIONERS
 from fedsim.defenses import DEFENSES, Place
 from fedsim.models import MODELS
+from fedsim.sections import Section
 from fedsim.threat import MEANING
 
 DOCS = Path(__file__).resolve().parent

@@ -12,11 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fedsim.catalog import nearest
-from fedsim.config import AttackConfig, Experiment, Options, Section, explain, override, shipped
+from fedsim.config import AttackConfig, Experiment, shipped
 from fedsim.errors import ConfigError
+from fedsim.sections import Options, Section, checked, override
 
 Role = Literal["plain", "adaptive", "auto"]
 """The three attackers: one that is not told of the defense, one that is, and the strongest."""
@@ -197,11 +198,7 @@ def parse_sweep(values: Mapping[str, Any], *, where: str = "sweep") -> Sweep:
     Raises:
         ConfigError: Something is wrong with it; the message names the place.
     """
-    try:
-        return Sweep.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{where}: {explain(one, Sweep)}" for one in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+    return checked(Sweep, values, where=where)
 
 
 def _base(experiment: object, folder: Path) -> object:
@@ -245,8 +242,4 @@ def experiment_of(values: Mapping[str, Any], *, where: str) -> Experiment:
     Raises:
         ConfigError: Something is wrong with it; the message names the place.
     """
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{where}: {explain(one)}" for one in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+    return checked(Experiment, values, where=where)
