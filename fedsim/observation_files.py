@@ -7,14 +7,7 @@ from typing import overload
 from torch import Tensor
 
 from attacks.observation import Kind, Observation, Tensors
-from fedsim.files import (
-    Record,
-    digest,
-    read_json,
-    read_tensors,
-    replace_json,
-    replace_tensors,
-)
+from fedsim.files import Record, digest, read_json, read_tensors, replace_json, replace_tensors
 
 
 def write_observation(folder: Path, seen: Observation, *, members: Sequence[str]) -> str:
