@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict, UserConfig
 from torch import Tensor, nn
 
 from attacks.observation import Tensors
+from attacks.words import some_of
 from fedsim.config import Experiment, read_experiment
 from fedsim.errors import FedsimError
 from fedsim.packing import pack, unpack
@@ -233,9 +234,9 @@ def _metrics(content: RecordDict, needed: tuple[str, ...]) -> dict[str, float]:
 
 def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
     if missing := sorted(set(expected) - set(record)):
-        raise BadReply(f"the update lacks {_some(missing)}")
+        raise BadReply(f"the update lacks {some_of(missing)}")
     if extra := sorted(set(record) - set(expected)):
-        raise BadReply(f"the update has {_some(extra)}, which the model does not")
+        raise BadReply(f"the update has {some_of(extra)}, which the model does not")
     tensors = {}
     for name, template in expected.items():
         array = record[name]
@@ -257,11 +258,6 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
             raise BadReply(f"'{name}' holds NaN or infinity")
         tensors[name] = tensor
     return tensors
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def run_config(experiment: Experiment, run: RunDirectory) -> UserConfig:

@@ -24,6 +24,7 @@ from attacks.observation import (
     Tensors,
     pseudo_gradient_of,
 )
+from attacks.words import some_of
 
 _ONE_GRADIENT = LocalRecipe()
 
@@ -162,7 +163,7 @@ def rebuild(seen: Observation, known: Knowledge, *, dtype: torch.dtype) -> Victi
     require_sound_weights(architecture, seen.weights)
     missing = sorted(parameters.keys() - seen.weights.keys())
     if missing:
-        raise AttackFailed(f"the weights in force of {_some(missing)} were not heard")
+        raise AttackFailed(f"the weights in force of {some_of(missing)} were not heard")
     target, visible = _visible_part(heard, seen.visible or {}, dtype)
     several = seen.kind in (Kind.DELTA, Kind.WEIGHTS)
     plan = plan_of(recipe, known.batch_size) if several else ()
@@ -224,18 +225,13 @@ def _frozen(parameter: nn.Parameter | None, heard: Tensor) -> bool:
 def _check_shapes(what: str, tensors: Tensors, parameters: dict[str, nn.Parameter]) -> None:
     unknown = sorted(tensors.keys() - parameters.keys())
     if unknown:
-        raise AttackFailed(f"the {what} heard have no counterpart in the model: {_some(unknown)}")
+        raise AttackFailed(f"the {what} heard have no counterpart in the model: {some_of(unknown)}")
     for name, tensor in tensors.items():
         if tensor.shape != parameters[name].shape:
             raise AttackFailed(
                 f"the {what} heard of '{name}' have shape {tuple(tensor.shape)}, the model's "
                 f"have {tuple(parameters[name].shape)}"
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _visible_part(
@@ -306,7 +302,7 @@ def _probe(model: nn.Module, inputs: Tensor) -> int:
         )
     if not torch.allclose(once, again, equal_nan=True):
         layers = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__]
-        where = f" ({_some(layers)})" if layers else ""
+        where = f" ({some_of(layers)})" if layers else ""
         raise AttackFailed(
             f"the client's model draws random numbers in training mode{where}: its gradient "
             "cannot be recomputed"

@@ -110,15 +110,7 @@ def resnet20(
         rng: Draws the weights, by PyTorch's own initialisation.
         width: Channels of the first stage; 64 is the ResNet20-4 of Geiping et al., 2020.
     """
-    with weights_from(rng):
-        return ResNet(
-            input_shape[0],
-            num_classes,
-            blocks=(3, 3, 3),
-            width=width,
-            stride=2,
-            activation=nn.ReLU,
-        )
+    return _resnet(input_shape, num_classes, (3, 3, 3), width, rng)
 
 
 def resnet18(
@@ -136,15 +128,7 @@ def resnet18(
         rng: Draws the weights, by PyTorch's own initialisation.
         width: Channels of the first stage.
     """
-    with weights_from(rng):
-        return ResNet(
-            input_shape[0],
-            num_classes,
-            blocks=(2, 2, 2, 2),
-            width=width,
-            stride=2,
-            activation=nn.ReLU,
-        )
+    return _resnet(input_shape, num_classes, (2, 2, 2, 2), width, rng)
 
 
 def dlg_resnet20(
@@ -165,7 +149,7 @@ def dlg_resnet20(
         init_range: Draw every parameter from U(-init_range, init_range); None leaves PyTorch's
             own initialisation.
     """
-    return _dlg_resnet(input_shape[0], num_classes, (3, 3, 3), width, init_range, rng)
+    return _dlg_resnet(input_shape, num_classes, (3, 3, 3), width, init_range, rng)
 
 
 def dlg_resnet18(
@@ -186,26 +170,39 @@ def dlg_resnet18(
         init_range: Draw every parameter from U(-init_range, init_range); None leaves PyTorch's
             own initialisation.
     """
-    return _dlg_resnet(input_shape[0], num_classes, (2, 2, 2, 2), width, init_range, rng)
+    return _dlg_resnet(input_shape, num_classes, (2, 2, 2, 2), width, init_range, rng)
+
+
+def _resnet(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    blocks: tuple[int, ...],
+    width: int,
+    rng: torch.Generator,
+    *,
+    stride: int = 2,
+    activation: type[nn.Module] = nn.ReLU,
+) -> ResNet:
+    with weights_from(rng):
+        return ResNet(
+            input_shape[0],
+            num_classes,
+            blocks=blocks,
+            width=width,
+            stride=stride,
+            activation=activation,
+        )
 
 
 def _dlg_resnet(
-    channels: int,
+    input_shape: tuple[int, int, int],
     num_classes: int,
     blocks: tuple[int, ...],
     width: int,
     init_range: float | None,
     rng: torch.Generator,
 ) -> ResNet:
-    with weights_from(rng):
-        model = ResNet(
-            channels,
-            num_classes,
-            blocks=blocks,
-            width=width,
-            stride=1,
-            activation=nn.Sigmoid,
-        )
+    model = _resnet(input_shape, num_classes, blocks, width, rng, stride=1, activation=nn.Sigmoid)
     if init_range is not None:
         draw_uniform(model, init_range, rng)
     return model
