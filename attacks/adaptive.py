@@ -44,7 +44,8 @@ class Adaptive:
     Attributes:
         inner: The attack, by name; empty for those that fit the architecture and what was left: a
             solution where there is one, `bayesian` where something is noisy, hidden or without a
-            length, else `idlg`, `dlg` or `inverting-gradients`.
+            length, and where that does not explain what was heard, or nothing is damaged, `idlg`,
+            `dlg` or `inverting-gradients`.
         options: Its settings.
     """
 
@@ -126,14 +127,20 @@ class Adaptive:
 
 
 def fitting(readings: Sequence[Reading]) -> list[Choice]:
-    """Return the solutions that apply, and one search; none takes time from the others."""
+    """Return the solutions that apply, and one search; none takes time from the others.
+
+    Where something is damaged, the search is for the likeliest images, and the search of who does
+    not reckon with damage comes after it: it is run if the former does not explain what was heard,
+    and its guess counts if it is likelier.
+    """
     damaged = any(reading.damaged for reading in readings)
     several = len(readings) > 1
     found: list[Choice] = []
     for choice in choices(readings[-1].known, [one.seen for one in readings], damaged=damaged):
         if choice.name == "temporal" and not several:
             continue
-        found.append(replace(choice, share=1.0))
-        if not choice.exact:
+        reckons = choice.name == "bayesian"
+        found.append(choice if reckons else replace(choice, share=1.0))
+        if not choice.exact and not reckons:
             break
     return found

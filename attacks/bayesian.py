@@ -76,7 +76,7 @@ class Bayesian:
             layer gives where that is near enough. The likeliest guess is returned.
         smoothness: Mean absolute difference of neighbouring pixels that images are expected to
             have, as a fraction of the input range; None takes that of the public sample, or of
-            photographs.
+            photographs, and fits it to images that turn out to be rougher.
     """
 
     steps: int = 1_000

@@ -70,6 +70,19 @@ def test_behind_noise_the_likeliest_image_is_looked_for(
     assert found.notes["noise_read"] == pytest.approx(0.05)
 
 
+def test_where_the_known_noise_explains_no_guess_the_plain_search_has_its_turn(
+    image: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = gradient_heard(image, 3)
+    sent, told = noisy(seen, 0.05), KnownNoise(deviation=0.01)
+
+    found = Adaptive()(sent, replace(known, defenses=(told,)), rng=rng)
+
+    tried = [line.split(":")[0] for line in str(found.notes["tried"]).split("; ")]
+    assert tried.index("bayesian") < tried.index("idlg")
+    assert found.notes["explained"] == "no"
+
+
 def test_auto_reads_what_it_is_told_and_stops_at_what_the_noise_explains(
     image: Tensor, rng: torch.Generator
 ) -> None:

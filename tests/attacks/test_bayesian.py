@@ -8,6 +8,7 @@ from attacks.bayesian import Bayesian
 from attacks.defense import Family, Noise
 from attacks.idlg import IDLG
 from attacks.observation import AttackFailed, Budget, Knowledge, Observation
+from fedsim.data.load import load_data
 
 from .defended import gradient_heard, noisy, psnr_db, shortened
 from .local_client import images
@@ -38,6 +39,21 @@ def test_a_guess_as_likely_as_the_noise_allows_is_better_than_an_exact_match(
     assert likeliest.notes["explained"] == "yes"
     assert likeliest.labels is not None
     assert likeliest.labels.tolist() == [3]
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_an_image_rougher_than_photographs_is_not_smoothed_to_one(
+    number: int, rng: torch.Generator
+) -> None:
+    digit = load_data("digits", options={}).train_inputs[number : number + 1]
+    seen, known = gradient_heard(digit, 3)
+    known = known_noise(seen, known, NOISE)
+    sent = noisy(seen, NOISE)
+
+    as_photograph = Bayesian(steps=200, smoothness=0.06)(sent, known, rng=rng)
+    found = Bayesian(steps=200)(sent, known, rng=rng)
+
+    assert psnr_db(found.inputs, digit) > psnr_db(as_photograph.inputs, digit) + 0.5
 
 
 def test_what_is_exact_is_matched_exactly(image: Tensor, rng: torch.Generator) -> None:

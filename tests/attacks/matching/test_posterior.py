@@ -73,6 +73,36 @@ def test_smooth_images_inside_the_range_are_likelier() -> None:
     assert float(prior(beyond)) > 10
 
 
+def test_images_that_are_rougher_than_expected_throughout_are_not_smoothed_as_photographs() -> None:
+    fixed, fits = Prior(), Prior(rougher=True)
+    smooth = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8) / 4
+    rough = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    slopes = []
+    for prior in (fixed, fits):
+        point = rough.clone().requires_grad_()
+        slopes.append(torch.autograd.grad(prior(point), point)[0])
+
+    assert float(fits(smooth)) == float(fixed(smooth))
+    assert float(fits(rough)) < float(fixed(rough))
+    # the same direction, as strong as for the roughness that it has: a third, and not 0.06
+    ratio = 0.06 / float(
+        torch.cat([rough.diff(dim=axis).flatten() for axis in (2, 3)]).abs().mean()
+    )
+    assert torch.allclose(slopes[1], ratio * slopes[0], rtol=0.05, atol=1e-3)
+
+
+def test_the_prior_has_no_step_where_it_begins_to_be_fitted() -> None:
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    prior, fixed = Prior(rougher=True), Prior()
+    shares = torch.linspace(0.1, 0.4, 61)  # the scale is 0.06 about halfway
+    values = torch.stack([prior(share * images) for share in shares])
+    plain = torch.stack([fixed(share * images) for share in shares])
+
+    assert torch.equal(values[:10], plain[:10])
+    assert bool((values[-10:] < plain[-10:]).all())
+    assert float(values.diff(n=2).abs().max()) < 0.05 * float(values.diff().abs().max())
+
+
 def test_a_public_sample_tells_how_smooth_images_are() -> None:
     sample = torch.zeros(5, 1, 8, 8)
     sample[..., ::2, ::2] = 1.0
