@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.closed_form import ClosedForm
 from attacks.observation import Kind, Knowledge, Observation, Reconstruction, Tensors
+from tests.attacks.overhearing import gradient_of_batch
 
 DIGIT = (1, 8, 8)
 
@@ -39,12 +39,6 @@ def lenet(
 
 def two_linear() -> nn.Module:
     return nn.Sequential(*lenet()[:-1], nn.Linear(48, 20), nn.Sigmoid(), nn.Linear(20, 10))
-
-
-def gradient_of_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    loss = functional.cross_entropy(model(inputs), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 def heard(

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.defense import Family, add_noise, hide
-from attacks.observation import Kind, Knowledge, Observation, Tensors
+from attacks.observation import Knowledge, Observation, Tensors
 
 from .local_client import NUM_CLASSES, network
+from .overhearing import overhear
 
 
 def mlp() -> nn.Sequential:
@@ -25,20 +25,7 @@ def gradient_heard(
 ) -> tuple[Observation, Knowledge]:
     """Return the gradient of one example (1, 1, 8, 8) as it is heard, and what is known."""
     model = network() if model is None else model
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(image), torch.tensor([label]))
-    seen = Observation(
-        round=server_round,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)),
-        weights={name: parameter.detach() for name, parameter in named.items()},
-    )
-    known = Knowledge(
-        model=model, input_shape=(1, 8, 8), num_classes=NUM_CLASSES, batch_size=len(image)
-    )
-    return seen, known
+    return overhear(model, image, [label], server_round=server_round, num_classes=NUM_CLASSES)
 
 
 def noisy(seen: Observation, deviation: float, *, seed: int = 0) -> Observation:

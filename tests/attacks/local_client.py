@@ -9,9 +9,13 @@ from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 NUM_CLASSES = 10
 
 
-def network() -> nn.Sequential:
-    """A sigmoid network for 8x8 grey images, weights U(-0.5, 0.5), always the same."""
-    rng = torch.Generator().manual_seed(0)
+def network(rng: torch.Generator | None = None) -> nn.Sequential:
+    """A sigmoid network for 8x8 grey images, weights U(-0.5, 0.5), without `rng` always the same.
+
+    Args:
+        rng: Draws the weights.
+    """
+    rng = torch.Generator().manual_seed(0) if rng is None else rng
     net = nn.Sequential(
         nn.Conv2d(1, 12, 5, padding=2, stride=2),
         nn.Sigmoid(),

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.auto import Auto
 from attacks.cascade import Cascade
@@ -25,23 +24,9 @@ from fedsim.models.lenet import dlg_lenet
 from fedsim.models.vit import vit
 
 from .local_client import hear, images
+from .overhearing import overhear
 
 SHAPE = (1, 8, 8)
-
-
-def overheard(model: nn.Module, inputs: Tensor, labels: list[int]) -> tuple[Observation, Knowledge]:
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(inputs), torch.tensor(labels))
-    update = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=update,
-        weights={name: parameter.detach() for name, parameter in named.items()},
-    )
-    return seen, Knowledge(model=model, input_shape=SHAPE, batch_size=len(labels))
 
 
 @pytest.fixture
@@ -56,11 +41,6 @@ def mlp() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 10))
 
 
-@pytest.fixture
-def image(rng: torch.Generator) -> Tensor:
-    return torch.rand(1, *SHAPE, generator=rng)
-
-
 def names(known: Knowledge, *rounds: Observation) -> list[str]:
     return [choice.name for choice in choices(known, rounds)]
 
@@ -73,7 +53,7 @@ def test_what_can_be_solved_is_solved_before_anything_is_searched_for(
         (mlp, "linear"),
         (vit(SHAPE, 10, rng=rng, width=32, depth=2), "april"),
     ):
-        seen, known = overheard(model, image, [4])
+        seen, known = overhear(model, image, [4])
 
         found = Auto()(seen, known, rng=rng)
 
@@ -89,7 +69,7 @@ def test_a_batch_behind_a_first_linear_layer_is_proved(
     mlp: nn.Module, rng: torch.Generator
 ) -> None:
     inputs = torch.rand(4, *SHAPE, generator=rng)
-    seen, known = overheard(mlp, inputs, [4, 1, 1, 9])
+    seen, known = overhear(mlp, inputs, [4, 1, 1, 9])
 
     found = Auto()(seen, known, rng=rng)
 
@@ -110,14 +90,14 @@ def test_what_is_proved_is_taken_off_and_leaves_the_gradient_of_the_others(
     lenet: nn.Module, rng: torch.Generator
 ) -> None:
     inputs, labels = torch.rand(5, *SHAPE, generator=rng), [4, 1, 1, 9, 0]
-    seen, known = overheard(lenet, inputs, labels)
+    seen, known = overhear(lenet, inputs, labels)
     victim = rebuild(seen, known, dtype=torch.float64)
     told = replace(known, labels=torch.tensor([1, 9, 0, 4, 1]))
 
     rest = rest_of(seen, told, victim, proved_some(inputs, labels, 3))
 
     assert rest is not None
-    others, _ = overheard(lenet, inputs[3:], labels[3:])
+    others, _ = overhear(lenet, inputs[3:], labels[3:])
     for name, tensor in others.update.items():
         torch.testing.assert_close(rest[0].update[name], tensor, rtol=1e-4, atol=1e-6)
     assert rest[1].batch_size == rest[0].num_examples == 2
@@ -130,7 +110,7 @@ def test_nothing_is_taken_off_where_examples_share_a_normalisation(rng: torch.Ge
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Flatten(), nn.Linear(72, 10)
     )
     inputs, labels = torch.rand(5, *SHAPE, generator=rng), [4, 1, 1, 9, 0]
-    seen, known = overheard(model, inputs, labels)
+    seen, known = overhear(model, inputs, labels)
     victim = rebuild(seen, known, dtype=torch.float64)
 
     assert rest_of(seen, known, victim, proved_some(inputs, labels, 3)) is None
@@ -145,7 +125,7 @@ def test_what_the_cascade_cannot_prove_is_attacked_as_a_batch_of_its_own(
         for parameter in mlp.parameters():
             parameter.copy_((torch.rand(parameter.shape, generator=rng) - 0.5) / 4)
     inputs, labels = torch.rand(5, *SHAPE, generator=rng), [4, 1, 1, 9, 0]
-    seen, known = overheard(mlp, inputs, labels)
+    seen, known = overhear(mlp, inputs, labels)
     if step:
         moved: Tensors = {name: -0.1 * tensor for name, tensor in seen.update.items()}
         seen = replace(seen, kind=Kind.DELTA, update=moved)
@@ -167,7 +147,7 @@ def test_what_the_cascade_cannot_prove_is_attacked_as_a_batch_of_its_own(
 def test_when_the_exact_attack_cannot_read_the_view_it_searches(
     lenet: nn.Module, image: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
     hidden = {n: g for n, g in seen.update.items() if not n.startswith("conv1")}
 
     found = Auto()(replace(seen, update=hidden), known, rng=rng, budget=Budget(60))
@@ -180,7 +160,7 @@ def test_when_the_exact_attack_cannot_read_the_view_it_searches(
 def test_the_guess_that_explains_the_update_best_is_returned_not_the_last(
     lenet: nn.Module, image: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
 
     found = Auto(enough=0.0)(seen, known, rng=rng, budget=Budget(20))
 
@@ -192,7 +172,7 @@ def test_the_guess_that_explains_the_update_best_is_returned_not_the_last(
 def test_without_weights_it_takes_what_needs_none(
     mlp: nn.Module, image: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(mlp, image, [4])
+    seen, known = overhear(mlp, image, [4])
 
     found = Auto()(replace(seen, weights=None), known, rng=rng)
 
@@ -203,7 +183,7 @@ def test_without_weights_it_takes_what_needs_none(
 def test_without_weights_a_batch_is_unmixed_and_its_labels_are_still_read(
     lenet: nn.Module, mlp: nn.Module, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(lenet, torch.rand(3, *SHAPE, generator=rng), [4, 1, 9])
+    seen, known = overhear(lenet, torch.rand(3, *SHAPE, generator=rng), [4, 1, 9])
     blind = replace(seen, weights=None)
 
     found = Auto()(blind, known, rng=rng)
@@ -219,7 +199,7 @@ def test_without_weights_a_batch_is_unmixed_and_its_labels_are_still_read(
 def test_new_weights_of_unknown_training_are_not_taken_for_one_gradient(
     kind: Kind, lenet: nn.Module, image: Tensor
 ) -> None:
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
 
     assert names(known, replace(seen, kind=kind)) == ["estimated-recipe", "surrogate"]
     Auto().check(known)
@@ -228,7 +208,7 @@ def test_new_weights_of_unknown_training_are_not_taken_for_one_gradient(
 def test_the_order_follows_architecture_and_view(
     lenet: nn.Module, mlp: nn.Module, image: Tensor
 ) -> None:
-    seen, one = overheard(lenet, image, [4])
+    seen, one = overhear(lenet, image, [4])
     many = replace(one, batch_size=4)
 
     assert names(one)[:2] == ["closed-form", "idlg"]
@@ -242,7 +222,7 @@ def test_the_order_follows_architecture_and_view(
 def test_local_steps_are_replayed_by_what_knows_least_of_their_order(
     lenet: nn.Module, image: Tensor
 ) -> None:
-    seen, one = overheard(lenet, image, [4])
+    seen, one = overhear(lenet, image, [4])
     recipe = LocalRecipe(num_steps=4, learning_rate=0.1, num_epochs=2, batch_size=2)
     seen = replace(seen, kind=Kind.WEIGHTS)
     four = replace(one, batch_size=4, recipe=recipe)
@@ -277,7 +257,7 @@ def test_a_guess_over_several_batches_is_judged_in_the_best_of_some_orders(
 def test_a_search_without_time_for_all_its_steps_is_given_fewer(
     seconds: float, shortened: bool, lenet: nn.Module, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(lenet, torch.rand(1, *SHAPE, generator=rng), [4])
+    seen, known = overhear(lenet, torch.rand(1, *SHAPE, generator=rng), [4])
     search = Choice(name="fedleak", why="")
 
     within = _within(search, seen, known, Budget(seconds))
@@ -286,7 +266,7 @@ def test_a_search_without_time_for_all_its_steps_is_given_fewer(
 
 
 def test_the_same_seed_gives_the_same_bits(lenet: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
 
     first, second = (
         Auto()(seen, known, rng=torch.Generator().manual_seed(5)).inputs for _ in range(2)
@@ -300,7 +280,7 @@ def test_the_same_seed_gives_the_same_bits(lenet: nn.Module, image: Tensor) -> N
 def test_a_spent_budget_ends_it_with_a_reason(
     lenet: nn.Module, image: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
 
     with pytest.raises(AttackFailed, match="no time left"):
         Auto()(seen, known, rng=rng, budget=Budget(0.0))
@@ -321,7 +301,7 @@ def test_one_attack_that_crashes_does_not_end_the_others(
         raise IndexError("off by one")
 
     monkeypatch.setattr("attacks.closed_form.ClosedForm.__call__", crash)
-    seen, known = overheard(lenet, image, [4])
+    seen, known = overhear(lenet, image, [4])
 
     found = Auto()(seen, known, rng=rng, budget=Budget(60))
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks import lone_rows
 from attacks.cascade import Cascade
@@ -13,7 +12,6 @@ from attacks.observation import (
     AttackFailed,
     Budget,
     Kind,
-    Knowledge,
     LocalRecipe,
     Observation,
     Reconstruction,
@@ -21,40 +19,14 @@ from attacks.observation import (
 from fedsim.data.load import load_data
 from fedsim.models.mlp import mlp
 
+from .overhearing import overhear
+
 SHAPE = (3, 16, 16)
 NUM_CLASSES = 5
 
 
-@pytest.fixture(scope="module")
-def photos() -> tuple[Tensor, Tensor]:
-    """Patches in a fixed, mixed order, and their labels."""
-    data = load_data("photos", options={"patch_size": 16})
-    order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(1))
-    return data.train_inputs[order].double(), data.train_labels[order]
-
-
 def build(*hidden: int) -> nn.Module:
-    return mlp(SHAPE, NUM_CLASSES, rng=torch.Generator().manual_seed(0), hidden=hidden)
-
-
-def hear(
-    model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype = torch.float64
-) -> tuple[Observation, Knowledge]:
-    """Return one gradient, computed in double precision and sent as `dtype`."""
-    model = model.double()
-    loss = functional.cross_entropy(model(images), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = torch.autograd.grad(loss, parameters)
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update={name: t.to(dtype).double() for name, t in zip(names, gradient, strict=True)},
-        weights={name: parameter.detach().clone() for name, parameter in model.named_parameters()},
-    )
-    known = Knowledge(model=model, input_shape=images.shape[1:], batch_size=len(images))
-    return seen, known
+    return mlp(SHAPE, NUM_CLASSES, rng=torch.Generator().manual_seed(0), hidden=hidden).double()
 
 
 def rmse(found: Reconstruction, images: Tensor, labels: Tensor) -> Tensor:
@@ -72,7 +44,7 @@ def test_a_batch_is_recovered_with_its_labels(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:24], photos[1][:24]
-    seen, known = hear(build(300), images, labels)
+    seen, known = overhear(build(300), images, labels)
 
     found = Cascade()(seen, known, rng=rng)
 
@@ -90,7 +62,7 @@ def test_rounding_in_transport_costs_precision_and_never_proves_what_is_false(
     photos: tuple[Tensor, Tensor], dtype: torch.dtype, worst: float, rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:24], photos[1][:24]
-    seen, known = hear(build(300), images, labels, dtype)
+    seen, known = overhear(build(300), images, labels, sent_as=dtype)
 
     found = Cascade()(seen, known, rng=rng)
 
@@ -104,7 +76,7 @@ def test_what_is_taken_off_shows_what_was_hidden(
     photos: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:32], photos[1][:32]
-    seen, known = hear(build(300), images, labels)
+    seen, known = overhear(build(300), images, labels)
     whole = Cascade()(seen, known, rng=rng)
     nothing_taken_off = lone_rows.RowSearch.left
 
@@ -160,7 +132,7 @@ def test_nothing_is_proved_that_is_not_true(
     dtype: torch.dtype,
     rng: torch.Generator,
 ) -> None:
-    seen, known = hear(build(300), photos[0][:16], photos[1][:16], dtype)
+    seen, known = overhear(build(300), photos[0][:16], photos[1][:16], sent_as=dtype)
 
     with pytest.raises(AttackFailed, match="could be proved"):
         Cascade()(spoil(seen, rng), known, rng=rng)
@@ -169,7 +141,7 @@ def test_nothing_is_proved_that_is_not_true(
 def test_the_column_space_is_what_proves(
     photos: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(300), photos[0][:16], photos[1][:16], torch.bfloat16)
+    seen, known = overhear(build(300), photos[0][:16], photos[1][:16], sent_as=torch.bfloat16)
     monkeypatch.setattr(
         lone_rows, "distance_without", lambda _, beyond, __: torch.zeros_like(beyond[:, 0])
     )
@@ -185,7 +157,7 @@ def test_any_network_may_follow_the_first_layer(
     photos: tuple[Tensor, Tensor], hidden: tuple[int, ...], rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:16], photos[1][:16]
-    seen, known = hear(build(*hidden), images, labels)
+    seen, known = overhear(build(*hidden), images, labels)
 
     found = Cascade()(seen, known, rng=rng)
 
@@ -199,7 +171,7 @@ def test_an_image_that_is_there_twice_is_found_with_both_labels(
     images, labels = photos[0][:12].clone(), photos[1][:12].clone()
     images[5], labels[5] = images[4], labels[4]  # the same example twice
     images[7], labels[7] = images[6], (labels[6] + 1) % NUM_CLASSES  # two labels for one image
-    seen, known = hear(build(300), images, labels)
+    seen, known = overhear(build(300), images, labels)
 
     found = Cascade()(seen, known, rng=rng)
 
@@ -215,7 +187,7 @@ def test_noise_is_followed_by_fewer_proofs_not_by_false_ones(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:16], photos[1][:16]
-    seen, known = hear(build(300), images, labels)
+    seen, known = overhear(build(300), images, labels)
     counts = []
     for std in (0.0, 1e-7, 1e-5, 1e-3):
         noisy = {
@@ -239,7 +211,7 @@ def test_rows_that_were_not_heard_are_missed_by_nobody(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:12], photos[1][:12]
-    seen, known = hear(build(300), images, labels)
+    seen, known = overhear(build(300), images, labels)
     visible = {name: torch.ones_like(t).bool() for name, t in seen.update.items()}
     visible["linear1.weight"][:60, 7] = False
     visible["linear1.bias"][60:100] = False
@@ -255,7 +227,7 @@ def test_a_step_of_sgd_is_as_good_as_its_gradient(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:8], photos[1][:8]
-    seen, known = hear(build(200), images, labels)
+    seen, known = overhear(build(200), images, labels)
     delta = {name: -0.1 * t for name, t in seen.update.items()}
     known = replace(known, recipe=LocalRecipe(learning_rate=0.1))
 
@@ -265,7 +237,7 @@ def test_a_step_of_sgd_is_as_good_as_its_gradient(
 
 
 def test_the_same_seed_gives_the_same_bits(photos: tuple[Tensor, Tensor]) -> None:
-    seen, known = hear(build(200), photos[0][:12], photos[1][:12], torch.float32)
+    seen, known = overhear(build(200), photos[0][:12], photos[1][:12], sent_as=torch.float32)
 
     one, two = (
         Cascade()(seen, known, rng=torch.Generator().manual_seed(3)).inputs for _ in range(2)
@@ -279,14 +251,14 @@ def test_the_same_seed_gives_the_same_bits(photos: tuple[Tensor, Tensor]) -> Non
 def test_a_spent_budget_ends_it_with_a_reason(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(200), photos[0][:8], photos[1][:8])
+    seen, known = overhear(build(200), photos[0][:8], photos[1][:8])
 
     with pytest.raises(AttackFailed, match="the time allowed ended it"):
         Cascade()(seen, known, rng=rng, budget=Budget(0.0))
 
 
 def test_what_it_needs_is_asked_for(photos: tuple[Tensor, Tensor], rng: torch.Generator) -> None:
-    seen, known = hear(build(100), photos[0][:4], photos[1][:4])
+    seen, known = overhear(build(100), photos[0][:4], photos[1][:4])
 
     with pytest.raises(AttackFailed, match="batch-size"):
         Cascade()(seen, replace(known, batch_size=None), rng=rng)
@@ -315,8 +287,8 @@ def test_64_images_of_cifar_are_recovered_from_one_gradient(
     data = load_data("cifar10", root=str(real_data), options={"limit": 500})
     order = torch.randperm(500, generator=rng)[:64]
     images, labels = data.train_inputs[order].double(), data.train_labels[order]
-    model = mlp((3, 32, 32), 10, rng=rng, hidden=(1000,))
-    seen, known = hear(model, images, labels, dtype)
+    model = mlp((3, 32, 32), 10, rng=rng, hidden=(1000,)).double()
+    seen, known = overhear(model, images, labels, sent_as=dtype)
 
     found = Cascade()(seen, known, rng=rng)
 

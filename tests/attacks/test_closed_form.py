@@ -17,7 +17,8 @@ from attacks.observation import (
     Reconstruction,
 )
 from fedsim.data.cifar import cifar100
-from tests.attacks.chains import DIGIT, attack, gradient_of_batch, heard, known_of, lenet, mse
+from tests.attacks.chains import DIGIT, attack, heard, known_of, lenet, mse
+from tests.attacks.overhearing import gradient_of_batch
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -11,6 +11,8 @@ from attacks.threats import Capability
 from fedsim.data.load import load_data
 from fedsim.models.mlp import mlp
 
+from .overhearing import overhear
+
 SHAPE = (3, 32, 32)
 QUICK = CocktailParty(steps=400, step_size=0.01, tv_weight=30.0)
 
@@ -25,17 +27,8 @@ def images() -> Tensor:
 def hear(images: Tensor) -> tuple[Observation, Knowledge]:
     model: nn.Module = mlp(SHAPE, 5, rng=torch.Generator().manual_seed(0), hidden=(100,))
     model = model.to(images.dtype)
-    loss = functional.cross_entropy(model(images), torch.arange(len(images)) % 5)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = torch.autograd.grad(loss, parameters)
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(names, gradient, strict=True)),
-    )
-    return seen, Knowledge(model=model, input_shape=SHAPE, batch_size=len(images))
+    seen, known = overhear(model, images, torch.arange(len(images)) % 5)
+    return replace(seen, weights=None), known
 
 
 def best_correlations(found: Tensor | None, images: Tensor) -> Tensor:

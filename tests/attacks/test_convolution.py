@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -9,12 +8,7 @@ from torch import Tensor, nn
 
 from attacks.convolution import Evidence, back_through, invert_convolution
 
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @dataclass(frozen=True, kw_only=True)

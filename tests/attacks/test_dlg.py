@@ -1,7 +1,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -17,10 +16,11 @@ from attacks.observation import (
     Knowledge,
     LocalRecipe,
     ManyAtOnce,
-    Observation,
     Reconstruction,
 )
 from attacks.threats import Capability
+
+from .overhearing import overhear
 
 NUM_CLASSES = 10
 
@@ -42,29 +42,6 @@ def model(rng: torch.Generator) -> nn.Module:
         for parameter in net.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
     return net
-
-
-def overheard(
-    model: nn.Module, images: Tensor, labels: Tensor, **knowledge: Any
-) -> tuple[Observation, Knowledge]:
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(images), labels)
-    gradient = torch.autograd.grad(loss, list(named.values()))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, gradient, strict=True)),
-        weights={name: p.detach().clone() for name, p in named.items()},
-    )
-    known = Knowledge(
-        model=model,
-        input_shape=tuple(images.shape[1:]),
-        num_classes=NUM_CLASSES,
-        batch_size=len(images),
-    )
-    return seen, replace(known, **knowledge)
 
 
 @pytest.fixture
@@ -92,7 +69,7 @@ def test_it_is_an_attack_that_needs_no_labels() -> None:
 def test_one_image_and_its_label_come_out_of_one_gradient(
     model: nn.Module, images: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    seen, known = overhear(model, images[:1], torch.tensor([7]))
 
     found = DLG()(seen, known, rng=rng)
 
@@ -107,7 +84,7 @@ def test_one_image_and_its_label_come_out_of_one_gradient(
 def test_two_images_come_out_of_one_gradient(
     model: nn.Module, images: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, images, torch.tensor([7, 1]))
+    seen, known = overhear(model, images, torch.tensor([7, 1]))
 
     found = DLG()(seen, known, rng=rng)
 
@@ -120,7 +97,7 @@ def test_two_images_come_out_of_one_gradient(
 def test_single_precision_and_one_local_step_are_enough(
     model: nn.Module, images: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(
+    seen, known = overhear(
         model, images[:1], torch.tensor([3]), recipe=LocalRecipe(learning_rate=0.1)
     )
     delta = {name: -0.1 * tensor for name, tensor in seen.update.items()}
@@ -135,7 +112,7 @@ def test_single_precision_and_one_local_step_are_enough(
 def test_labels_it_may_know_are_never_read(
     told: Tensor | None, model: nn.Module, images: Tensor
 ) -> None:
-    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    seen, known = overhear(model, images[:1], torch.tensor([7]))
     attack = DLG(steps=5, restarts=1)
 
     plain = attack(seen, known, rng=torch.Generator().manual_seed(1))
@@ -149,7 +126,7 @@ def test_labels_it_may_know_are_never_read(
 def test_the_same_seed_gives_the_same_bits_and_the_model_stays_as_it_was(
     model: nn.Module, images: Tensor
 ) -> None:
-    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    seen, known = overhear(model, images[:1], torch.tensor([7]))
     before = copy.deepcopy(model.state_dict())
 
     def run(seed: int) -> Tensor:
@@ -167,7 +144,7 @@ def test_the_same_seed_gives_the_same_bits_and_the_model_stays_as_it_was(
 def test_a_spent_budget_ends_it_with_a_guess(
     model: nn.Module, images: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, images[:1], torch.tensor([7]))
+    seen, known = overhear(model, images[:1], torch.tensor([7]))
 
     found = DLG()(seen, known, rng=rng, budget=Budget(0.0))
 
@@ -208,7 +185,7 @@ def test_a_possible_experiment_passes_the_check(model: nn.Module) -> None:
 def test_clients_of_one_round_are_attacked_together_each_as_if_alone(
     model: nn.Module, images: Tensor
 ) -> None:
-    cases = [overheard(model, images[k : k + 1], torch.tensor([3 * k])) for k in (0, 1)]
+    cases = [overhear(model, images[k : k + 1], torch.tensor([3 * k])) for k in (0, 1)]
     hopeless = replace(cases[1][1], batch_size=None)
     rngs = [torch.Generator().manual_seed(k) for k in range(3)]
     attack = DLG()
@@ -236,7 +213,7 @@ def test_clients_of_one_round_are_attacked_together_each_as_if_alone(
 def test_examples_may_take_turns_as_in_the_paper(
     model: nn.Module, images: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, images, torch.tensor([7, 1]))
+    seen, known = overhear(model, images, torch.tensor([7, 1]))
 
     once = DLG(turns=1, steps=2, restarts=1)(seen, known, rng=torch.Generator().manual_seed(1))
     start = DLG(turns=1, steps=0, restarts=1)(seen, known, rng=torch.Generator().manual_seed(1))

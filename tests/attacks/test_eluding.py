@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.eluding import Eluding
 from attacks.inner import inner_attack
@@ -18,6 +17,7 @@ from attacks.observation import (
     Observation,
 )
 from attacks.threats import Capability
+from tests.attacks.overhearing import gradient_of_batch
 
 SHAPE = (1, 6, 6)
 CLASSES = 4
@@ -47,12 +47,6 @@ def network(kind: str) -> nn.Sequential:
         }[kind]()
 
 
-def gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    loss = functional.cross_entropy(model(inputs), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-
-
 def aggregate(
     attack: Eluding, model: nn.Module, batches: list[tuple[Tensor, Tensor]], *, sly: bool = True
 ) -> tuple[Observation, Knowledge]:
@@ -78,7 +72,7 @@ def aggregate(
                 rng=torch.Generator(),
             )
         model.load_state_dict({**model.state_dict(), **sent})
-        updates.append(gradient(model, inputs, labels))
+        updates.append(gradient_of_batch(model, inputs, labels))
     mean = {name: torch.stack([u[name] for u in updates]).mean(0) for name in weights}
     seen = Observation(
         round=1,
@@ -108,7 +102,7 @@ def test_the_mean_is_the_targets_gradient_times_its_share(kind: str, rng: torch.
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     seen, _ = aggregate(Eluding(), model, mine)
     model.load_state_dict({**model.state_dict(), **before})
-    alone = gradient(model, *mine[0])
+    alone = gradient_of_batch(model, *mine[0])
 
     written = {"relu": 1, "tanh": 2, "convolutions": 1}[kind]  # of the classifier, the last two
     for name in list(alone)[:-written]:
@@ -161,7 +155,7 @@ def test_the_bias_gradient_that_others_write_to_is_worked_out_for_one_example(
         patch.setattr("attacks.eluding.inner_attack", lambda name, options: Listening())
         attack(seen, known, rng=rng)
 
-    expected = gradient(model, *mine[0])["3.bias"]
+    expected = gradient_of_batch(model, *mine[0])["3.bias"]
     torch.testing.assert_close(heard[0].update["3.bias"], expected)
 
 

@@ -6,16 +6,8 @@ from torch import Tensor, nn
 
 from attacks.closed_form import ClosedForm
 from attacks.observation import AttackFailed, LocalRecipe, Reconstruction
-from tests.attacks.chains import (
-    DIGIT,
-    attack,
-    gradient_of_batch,
-    heard,
-    known_of,
-    lenet,
-    mse,
-    two_linear,
-)
+from tests.attacks.chains import DIGIT, attack, heard, known_of, lenet, mse, two_linear
+from tests.attacks.overhearing import gradient_of_batch
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -7,8 +7,10 @@ from torch.nn import functional
 
 from attacks.fedleak import FedLeak
 from attacks.inverting_gradients import InvertingGradients
-from attacks.observation import Kind, Knowledge, ManyAtOnce, Observation
+from attacks.observation import Knowledge, ManyAtOnce, Observation
 from attacks.threats import Capability
+
+from .overhearing import overhear
 
 NUM_CLASSES = 3
 
@@ -23,18 +25,7 @@ def heard(rng: torch.Generator) -> tuple[Observation, Knowledge, Tensor]:
         for parameter in model.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
     image = functional.avg_pool2d(torch.rand(1, 1, 8, 8, generator=rng), 3, stride=1)
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(image), torch.tensor([2]))
-    gradient = torch.autograd.grad(loss, list(named.values()))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, gradient, strict=True)),
-        weights={name: p.detach().clone() for name, p in named.items()},
-    )
-    known = Knowledge(model=model, input_shape=(1, 6, 6), num_classes=NUM_CLASSES, batch_size=1)
+    seen, known = overhear(model, image, [2])
     return seen, known, image
 
 

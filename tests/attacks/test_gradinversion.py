@@ -16,6 +16,8 @@ from attacks.matching.priors import registered_mean, statistics_distance
 from attacks.observation import Attack, AttackFailed, Kind, Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability
 
+from .overhearing import overhear
+
 NUM_CLASSES = 4
 LABELS = torch.tensor([1, 3])
 QUICK = GradInversion(steps=80, warmup=5, step_size=0.05, restarts=2, tv_weight=1e-3)
@@ -48,24 +50,10 @@ def images(rng: torch.Generator) -> Tensor:
 
 
 def overheard(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Observation, Knowledge]:
-    named = dict(model.named_parameters())
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    loss = functional.cross_entropy(model(images), labels)
-    gradient = torch.autograd.grad(loss, list(named.values()))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, gradient, strict=True)),
-        weights={name: p.detach().clone() for name, p in named.items()},
-        buffers=before,
-        buffers_after={name: buffer.clone() for name, buffer in model.named_buffers()},
-    )
-    known = Knowledge(
-        model=model, input_shape=(1, 8, 8), num_classes=NUM_CLASSES, batch_size=len(images)
-    )
-    return seen, known
+    seen, known = overhear(model, images, labels)
+    after = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return replace(seen, buffers=before, buffers_after=after), known
 
 
 def run(attack: GradInversion, seen: Observation, known: Knowledge, seed: int = 0) -> Tensor:

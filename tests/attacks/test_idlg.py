@@ -3,53 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.idlg import IDLG
-from attacks.observation import Attack, AttackFailed, Budget, Kind, Knowledge, Observation
+from attacks.observation import Attack, AttackFailed, Budget
 from attacks.threats import Capability
 
+from .overhearing import overhear
+
 NUM_CLASSES = 10
-
-
-@pytest.fixture
-def model(rng: torch.Generator) -> nn.Module:
-    """A sigmoid network for 8x8 grey images, weights U(-0.5, 0.5)."""
-    net = nn.Sequential(
-        nn.Conv2d(1, 12, 5, padding=2, stride=2),
-        nn.Sigmoid(),
-        nn.Conv2d(12, 12, 5, padding=2),
-        nn.Sigmoid(),
-        nn.Flatten(),
-        nn.Linear(192, NUM_CLASSES),
-    )
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
-    return net
-
-
-@pytest.fixture
-def image(rng: torch.Generator) -> Tensor:
-    """One image of blurred noise, (1, 1, 8, 8)."""
-    return functional.avg_pool2d(torch.rand(1, 1, 10, 10, generator=rng), 3, stride=1)
-
-
-def overheard(model: nn.Module, image: Tensor, label: int) -> tuple[Observation, Knowledge]:
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(image), torch.tensor([label]))
-    gradient = torch.autograd.grad(loss, list(named.values()))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, gradient, strict=True)),
-        weights={name: p.detach().clone() for name, p in named.items()},
-    )
-    return seen, Knowledge(
-        model=model, input_shape=(1, 8, 8), num_classes=NUM_CLASSES, batch_size=1
-    )
 
 
 def test_it_is_an_attack_that_needs_no_labels() -> None:
@@ -61,21 +22,21 @@ def test_it_is_an_attack_that_needs_no_labels() -> None:
 
 @pytest.mark.parametrize("label", [0, 9])
 def test_the_label_is_read_and_the_image_found(
-    label: int, model: nn.Module, image: Tensor, rng: torch.Generator
+    label: int, model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    found = IDLG()(*overheard(model, image, label), rng=rng)
+    found = IDLG()(*overhear(model, blurred, [label]), rng=rng)
 
     assert found.labels is not None
     assert found.labels.tolist() == [label]
     assert found.inputs is not None
     # Recovered pixels are off by about 1e-3; a random guess has an error of about 0.1.
-    assert float((found.inputs - image).square().mean()) < 1e-5
+    assert float((found.inputs - blurred).square().mean()) < 1e-5
 
 
 def test_an_image_is_found_from_half_of_the_coordinates(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, 4)
+    seen, known = overhear(model, blurred, [4])
     visible = {
         name: torch.rand(tensor.shape, generator=rng) < 0.5 if "weight" in name else tensor > -9
         for name, tensor in seen.update.items()
@@ -85,21 +46,21 @@ def test_an_image_is_found_from_half_of_the_coordinates(
     found = IDLG()(replace(seen, update=update, visible=visible), known, rng=rng)
 
     assert found.inputs is not None
-    assert float((found.inputs - image).square().mean()) < 1e-4
+    assert float((found.inputs - blurred).square().mean()) < 1e-4
 
 
 def test_without_the_classifier_no_label_is_read(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, 4)
+    seen, known = overhear(model, blurred, [4])
     update = {name: t for name, t in seen.update.items() if not name.startswith("5.")}
 
     with pytest.raises(AttackFailed, match="labels cannot be read"):
         IDLG()(replace(seen, update=update), known, rng=rng)
 
 
-def test_labels_it_may_know_are_never_read(model: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(model, image, 4)
+def test_labels_it_may_know_are_never_read(model: nn.Module, blurred: Tensor) -> None:
+    seen, known = overhear(model, blurred, [4])
     attack = IDLG(steps=5, restarts=1)
 
     plain = attack(seen, known, rng=torch.Generator().manual_seed(1))
@@ -112,9 +73,9 @@ def test_labels_it_may_know_are_never_read(model: nn.Module, image: Tensor) -> N
 
 
 def test_a_spent_budget_ends_it_with_a_guess(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    found = IDLG()(*overheard(model, image, 4), rng=rng, budget=Budget(0.0))
+    found = IDLG()(*overhear(model, blurred, [4]), rng=rng, budget=Budget(0.0))
 
     assert not found.finished
     assert found.inputs is not None
@@ -126,8 +87,8 @@ def test_labels_read_wrongly_are_put_right_by_the_search(
     model: nn.Module, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = torch.rand(2, 1, 8, 8, generator=rng)
-    seen, known = overheard(model, inputs[:1], 4)
-    other, _ = overheard(model, inputs[1:], 7)
+    seen, known = overhear(model, inputs[:1], [4])
+    other, _ = overhear(model, inputs[1:], [7])
     mean = {name: (t + other.update[name]) / 2 for name, t in seen.update.items()}
     seen, known = replace(seen, update=mean), replace(known, batch_size=2)
     monkeypatch.setattr(
@@ -148,8 +109,10 @@ def test_labels_read_wrongly_are_put_right_by_the_search(
     assert found.matching_loss < 0.01 * plain.matching_loss
 
 
-def test_a_stuck_search_starts_again_from_the_closed_form(model: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(model, image, 4)
+def test_a_stuck_search_starts_again_from_the_closed_form(
+    model: nn.Module, blurred: Tensor
+) -> None:
+    seen, known = overhear(model, blurred, [4])
     attack = IDLG(steps=0, restarts=2)
 
     found = attack(seen, known, rng=torch.Generator().manual_seed(1))
@@ -157,5 +120,5 @@ def test_a_stuck_search_starts_again_from_the_closed_form(model: nn.Module, imag
 
     assert found.inputs is not None
     assert without.inputs is not None
-    assert float((found.inputs - image).square().mean()) < 1e-4
-    assert float((without.inputs - image).square().mean()) > 1e-3
+    assert float((found.inputs - blurred).square().mean()) < 1e-4
+    assert float((without.inputs - blurred).square().mean()) > 1e-3

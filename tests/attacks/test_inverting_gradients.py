@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.inverting_gradients import PUBLISHED, InvertingGradients
 from attacks.matching.objectives import cosine_distance
@@ -12,58 +11,18 @@ from attacks.observation import (
     Attack,
     AttackFailed,
     Budget,
-    Kind,
     Knowledge,
     ManyAtOnce,
-    Observation,
     Reconstruction,
 )
 from attacks.threats import Capability
 from fedsim.data.load import load_data
 from fedsim.models.lenet import dlg_lenet
 
+from .overhearing import overhear
+
 NUM_CLASSES = 10
 QUICK = InvertingGradients(steps=150, tv_weight=1e-6)
-
-
-@pytest.fixture
-def model(rng: torch.Generator) -> nn.Module:
-    """A sigmoid network for 8x8 grey images, weights U(-0.5, 0.5)."""
-    net = nn.Sequential(
-        nn.Conv2d(1, 12, 5, padding=2, stride=2),
-        nn.Sigmoid(),
-        nn.Conv2d(12, 12, 5, padding=2),
-        nn.Sigmoid(),
-        nn.Flatten(),
-        nn.Linear(192, NUM_CLASSES),
-    )
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
-    return net
-
-
-@pytest.fixture
-def image(rng: torch.Generator) -> Tensor:
-    """One image of blurred noise, (1, 1, 8, 8)."""
-    return functional.avg_pool2d(torch.rand(1, 1, 10, 10, generator=rng), 3, stride=1)
-
-
-def overheard(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Observation, Knowledge]:
-    named = dict(model.named_parameters())
-    loss = functional.cross_entropy(model(images), labels)
-    gradient = torch.autograd.grad(loss, list(named.values()))
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(named, gradient, strict=True)),
-        weights={name: p.detach().clone() for name, p in named.items()},
-    )
-    return seen, Knowledge(
-        model=model, input_shape=(1, 8, 8), num_classes=NUM_CLASSES, batch_size=len(images)
-    )
 
 
 def error(found: Tensor | None, truth: Tensor) -> float:
@@ -80,22 +39,22 @@ def test_it_is_an_attack_and_needs_labels_only_as_an_oracle() -> None:
 
 
 def test_an_image_is_found_by_the_direction_of_its_gradient(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     scaled = {name: 50 * tensor for name, tensor in seen.update.items()}
 
     found = QUICK(replace(seen, update=scaled), known, rng=rng)
 
     assert found.labels is not None
     assert found.labels.tolist() == [4]
-    assert error(found.inputs, image) < 1e-3  # about 1e-5 here; mid-grey has an error of 0.01
+    assert error(found.inputs, blurred) < 1e-3  # about 1e-5 here; mid-grey has an error of 0.01
 
 
 def test_restarts_run_together_and_the_lowest_objective_wins(
-    model: nn.Module, image: Tensor
+    model: nn.Module, blurred: Tensor
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     attack = InvertingGradients(steps=20)
 
     one = attack(seen, known, rng=torch.Generator().manual_seed(1))
@@ -108,9 +67,9 @@ def test_restarts_run_together_and_the_lowest_objective_wins(
 
 
 def test_guess_and_snapshots_stay_inside_the_range(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
 
     found = InvertingGradients(steps=30)(seen, replace(known, input_range=(-0.2, 0.4)), rng=rng)
 
@@ -123,8 +82,8 @@ def test_guess_and_snapshots_stay_inside_the_range(
     assert torch.equal(found.snapshots[-1].inputs, found.inputs)
 
 
-def test_total_variation_smooths_the_guess(model: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+def test_total_variation_smooths_the_guess(model: nn.Module, blurred: Tensor) -> None:
+    seen, known = overhear(model, blurred, torch.tensor([4]))
 
     def roughness(tv_weight: float) -> float:
         attack = InvertingGradients(steps=100, tv_weight=tv_weight)
@@ -135,8 +94,8 @@ def test_total_variation_smooths_the_guess(model: nn.Module, image: Tensor) -> N
     assert roughness(10.0) < roughness(0.0) / 2
 
 
-def test_labels_are_read_only_as_an_oracle(model: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+def test_labels_are_read_only_as_an_oracle(model: nn.Module, blurred: Tensor) -> None:
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     garbage = replace(known, labels=torch.tensor([9]))
 
     def run(attack: InvertingGradients, known: Knowledge) -> tuple[Tensor, list[int]]:
@@ -154,16 +113,16 @@ def test_labels_are_read_only_as_an_oracle(model: nn.Module, image: Tensor) -> N
 
 @pytest.mark.parametrize("labels", [None, torch.tensor([1, 2])])
 def test_an_oracle_without_the_right_labels_is_a_failure(
-    labels: Tensor | None, model: nn.Module, image: Tensor, rng: torch.Generator
+    labels: Tensor | None, model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
 
     with pytest.raises(AttackFailed, match="labels"):
         InvertingGradients(labels="oracle")(seen, replace(known, labels=labels), rng=rng)
 
 
-def test_the_same_seed_gives_the_same_bits(model: nn.Module, image: Tensor) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+def test_the_same_seed_gives_the_same_bits(model: nn.Module, blurred: Tensor) -> None:
+    seen, known = overhear(model, blurred, torch.tensor([4]))
 
     def run(seed: int) -> Tensor:
         attack = InvertingGradients(steps=5, restarts=2, start="noise")
@@ -176,9 +135,9 @@ def test_the_same_seed_gives_the_same_bits(model: nn.Module, image: Tensor) -> N
 
 
 def test_a_spent_budget_ends_it_with_a_guess(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
 
     found = InvertingGradients()(seen, known, rng=rng, budget=Budget(0.0))
 
@@ -188,10 +147,10 @@ def test_a_spent_budget_ends_it_with_a_guess(
 
 
 def test_two_images_with_different_labels_are_found(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    images = torch.cat((image, 1 - image))
-    seen, known = overheard(model, images, torch.tensor([4, 7]))
+    images = torch.cat((blurred, 1 - blurred))
+    seen, known = overhear(model, images, torch.tensor([4, 7]))
 
     found = replace(QUICK, steps=300)(seen, known, rng=rng)
 
@@ -200,10 +159,10 @@ def test_two_images_with_different_labels_are_found(
     assert error(found.inputs, images) < 3e-3  # in order of the labels; mid-grey has 0.01
 
 
-def test_victims_together_are_found_as_if_alone(model: nn.Module, image: Tensor) -> None:
+def test_victims_together_are_found_as_if_alone(model: nn.Module, blurred: Tensor) -> None:
     heard = [
-        overheard(model, images, torch.tensor([label]))
-        for label, images in ((4, image), (7, 1 - image))
+        overhear(model, images, torch.tensor([label]))
+        for label, images in ((4, blurred), (7, 1 - blurred))
     ]
     seen, known = [one for one, _ in heard], [what for _, what in heard]
     attack = InvertingGradients(steps=20, restarts=3, start="noise")
@@ -226,9 +185,9 @@ def test_victims_together_are_found_as_if_alone(model: nn.Module, image: Tensor)
 
 
 def test_a_victim_that_cannot_be_inverted_does_not_stop_the_others(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     blind = replace(seen, weights=None)
 
     found = InvertingGradients(steps=3).many([blind, seen], [known] * 2, rngs=[rng, rng])
@@ -263,15 +222,15 @@ def test_the_published_settings_are_settings() -> None:
 
 @pytest.mark.parametrize("tv_weight", [None, 1e-3])
 def test_the_value_is_a_product_unless_a_weight_makes_it_a_sum(
-    tv_weight: float | None, model: nn.Module, image: Tensor, rng: torch.Generator
+    tv_weight: float | None, model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     attack = InvertingGradients(steps=3, tv_weight=tv_weight)
 
     found = attack(seen, known, rng=rng)
 
     assert found.inputs is not None
-    guessed, _ = overheard(model, found.inputs, torch.tensor([4]))
+    guessed, _ = overhear(model, found.inputs, torch.tensor([4]))
     distance = cosine_distance(guessed.update, seen.update)
     variation = total_variation(found.inputs, smoothing=0.01)
     expected = (
@@ -286,7 +245,7 @@ def test_where_the_gradient_gives_a_digit_away_total_variation_does_not_draw_it_
     data = load_data("digits", options={})
     digit, label = data.train_inputs[3:4], data.train_labels[3:4]
     lenet = dlg_lenet(data.input_shape, data.num_classes, rng=torch.Generator().manual_seed(0))
-    seen, known = overheard(lenet, digit, label)
+    seen, known = overhear(lenet, digit, label)
 
     def mean_square(tv_weight: float | None) -> float:
         attack = InvertingGradients(steps=150, tv_weight=tv_weight)
@@ -309,15 +268,15 @@ def test_adam_sees_signs_only_at_kinks_behind_a_normalisation(
     activation: type[nn.Module],
     normalised: bool,
     sees: str,
-    image: Tensor,
+    blurred: Tensor,
     rng: torch.Generator,
 ) -> None:
     norm = nn.BatchNorm2d(4) if normalised else nn.Identity()
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), norm, activation(), nn.Flatten(), nn.Linear(144, NUM_CLASSES)
     )
-    images = torch.cat((image, 1 - image))
-    seen, known = overheard(net, images, torch.tensor([4, 7]))
+    images = torch.cat((blurred, 1 - blurred))
+    seen, known = overhear(net, images, torch.tensor([4, 7]))
 
     def notes(signed: bool | None) -> object:
         return InvertingGradients(steps=1, signed=signed)(seen, known, rng=rng).notes["adam_sees"]
@@ -330,37 +289,37 @@ def test_adam_sees_signs_only_at_kinks_behind_a_normalisation(
 @pytest.mark.slow
 def test_a_photograph_is_approached_by_slopes_and_not_by_their_signs() -> None:
     data = load_data("photos", options={})
-    image, label = data.train_inputs[1:2], data.train_labels[1:2]
+    blurred, label = data.train_inputs[1:2], data.train_labels[1:2]
     lenet = dlg_lenet(data.input_shape, data.num_classes, rng=torch.Generator().manual_seed(0))
-    seen, known = overheard(lenet, image, label)
+    seen, known = overhear(lenet, blurred, label)
     known = replace(known, input_shape=data.input_shape, num_classes=data.num_classes)
 
     def distance(signed: bool) -> float:
         attack = InvertingGradients(steps=500, signed=signed)
-        return error(attack(seen, known, rng=torch.Generator().manual_seed(0)).inputs, image)
+        return error(attack(seen, known, rng=torch.Generator().manual_seed(0)).inputs, blurred)
 
     assert distance(signed=False) < distance(signed=True) / 1.4  # 1.85 times closer here
 
 
 def test_a_deep_image_prior_gives_the_start(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     attack = InvertingGradients(steps=0, prior_steps=80, start="deep-image-prior", restarts=2)
 
     found = attack(seen, known, rng=rng)
 
     assert found.steps == 80
     # Mid-grey, where other searches start, is further away by a distance known in advance.
-    assert error(found.inputs, image) < error(torch.full_like(image, 0.5), image) / 2
+    assert error(found.inputs, blurred) < error(torch.full_like(blurred, 0.5), blurred) / 2
 
 
 def test_half_of_the_entries_on_flat_ground_suffice(
-    model: nn.Module, image: Tensor, rng: torch.Generator
+    model: nn.Module, blurred: Tensor, rng: torch.Generator
 ) -> None:
-    seen, known = overheard(model, image, torch.tensor([4]))
+    seen, known = overhear(model, blurred, torch.tensor([4]))
     attack = replace(QUICK, matched_share=0.5, matched_choice="random", gradient_penalty=0.5)
 
     found = attack(seen, known, rng=rng)
 
-    assert error(found.inputs, image) < 1e-3  # mid-grey has an error of 0.01
+    assert error(found.inputs, blurred) < 1e-3  # mid-grey has an error of 0.01

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.linear import LinearInversion, _least_squares
 from attacks.observation import AttackFailed, Kind, Knowledge, LocalRecipe, Observation, Tensors
 from attacks.threats import Capability
+from tests.attacks.overhearing import gradient_of_batch
 
 SHAPE = (3, 4, 5)
 
@@ -53,12 +53,6 @@ def build(model: str) -> nn.Module:
             ),
             "exotic": Exotic,
         }[model]()
-
-
-def gradient_of_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    loss = functional.cross_entropy(model(inputs), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 def heard(

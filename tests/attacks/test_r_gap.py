@@ -1,11 +1,9 @@
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks.closed_form import ClosedForm
 from attacks.observation import (
@@ -20,28 +18,11 @@ from attacks.r_gap import RGap, margins
 from fedsim.data.cifar import cifar10
 from fedsim.models.cnn6 import cnn6
 
+from .overhearing import overhear
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
 DIGIT = (1, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-def heard(model: nn.Module, image: Tensor, label: int) -> Observation:
-    loss = functional.cross_entropy(model(image), torch.tensor([label]))
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = torch.autograd.grad(loss, parameters)
-    return Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update=dict(zip(names, gradient, strict=True)),
-        weights={name: tensor.detach().clone() for name, tensor in model.named_parameters()},
-    )
 
 
 def known_of(model: nn.Module, shape: tuple[int, ...] = DIGIT) -> Knowledge:
@@ -58,7 +39,7 @@ def test_cnn6_gives_a_small_image_away(bias: bool, rng: torch.Generator) -> None
     model = cnn6(DIGIT, 10, rng=rng, bias=bias)
     image = torch.rand(1, *DIGIT, generator=rng)
 
-    found = RGap()(heard(model, image, 3), known_of(model), rng=rng)
+    found = RGap()(overhear(model, image, [3])[0], known_of(model), rng=rng)
 
     assert psnr(found, image) > 60  # dB; mid-grey scores about 11
     assert found.labels is not None
@@ -71,7 +52,7 @@ def test_equations_weighed_by_their_precision_hand_down_fewer_errors(rng: torch.
     for seed in range(3):
         own = torch.Generator().manual_seed(seed)
         model, image = cnn6(DIGIT, 10, rng=own), torch.rand(1, *DIGIT, generator=own)
-        seen, known = heard(model, image, 3), known_of(model)
+        seen, known = overhear(model, image, [3])[0], known_of(model)
 
         weighed = psnr(RGap()(seen, known, rng=rng), image)
         published = psnr(RGap(gradient_weight=1.0)(seen, known, rng=rng), image)
@@ -85,7 +66,7 @@ def test_both_solvers_find_the_same_input(
     monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
     model, image = cnn6(DIGIT, 10, rng=rng), torch.rand(1, *DIGIT, generator=rng)
-    seen, known = heard(model, image, 3), known_of(model)
+    seen, known = overhear(model, image, [3])[0], known_of(model)
     published = RGap(gradient_weight=1.0)
 
     squared = published(seen, known, rng=rng)
@@ -105,7 +86,7 @@ def test_natural_images_exceed_the_published_benchmark(
         pytest.skip("CIFAR-10 is not among the real data sets here")
     image = cifar10(root=real_data, limit=1).test_inputs[:1]
     model = cnn6((3, 32, 32), 10, rng=rng)
-    seen, known = heard(model, image, 3), known_of(model, (3, 32, 32))
+    seen, known = overhear(model, image, [3])[0], known_of(model, (3, 32, 32))
 
     assert psnr(RGap()(seen, known, rng=rng), image) > 90  # dB; published: 49
     assert psnr(ClosedForm()(seen, known, rng=rng), image) > 45
@@ -121,7 +102,7 @@ def half_blind() -> nn.Module:
 def test_the_rank_of_the_stack_is_told_and_least_norm_is_returned(rng: torch.Generator) -> None:
     model, image = half_blind(), torch.rand(1, *DIGIT, generator=rng)
 
-    found = RGap()(heard(model, image, 3), known_of(model), rng=rng)
+    found = RGap()(overhear(model, image, [3])[0], known_of(model), rng=rng)
 
     rank, _, unknowns = str(found.notes["0"]).removeprefix("rank ").split(" ")[:3]
     assert int(unknowns) == 64
@@ -151,7 +132,7 @@ def test_two_classes_without_bias_are_the_papers_logistic_case(rng: torch.Genera
     image = torch.rand(1, *DIGIT, generator=rng)
     label = int(model(image).argmin())  # misclassified: the margin is unique
 
-    found = RGap()(heard(model, image, label), known_of(model), rng=rng)
+    found = RGap()(overhear(model, image, [label])[0], known_of(model), rng=rng)
 
     assert psnr(found, image) > 60
     assert found.labels is not None
@@ -177,7 +158,7 @@ def test_what_the_recursion_cannot_pass_is_refused(model: nn.Module, reason: str
 
 def test_batches_large_systems_and_parts_of_an_update_are_refused(rng: torch.Generator) -> None:
     model, image = half_blind(), torch.rand(1, *DIGIT, generator=rng)
-    seen = heard(model, image, 3)
+    seen = overhear(model, image, [3])[0]
 
     with pytest.raises(AttackFailed, match="for one image, not 2"):
         RGap().check(Knowledge(model=model, input_shape=DIGIT, batch_size=2))

@@ -20,6 +20,7 @@ from attacks.robbing_the_fed import RobbingTheFed, expected_hits
 from attacks.threats import Capability
 from fedsim.data.load import load_data
 from fedsim.models.build import build_model
+from tests.attacks.overhearing import gradient_of_batch
 
 SHAPE = (3, 6, 6)
 CLASSES = 5
@@ -41,12 +42,6 @@ def images_of_brightness(levels: Tensor, rng: torch.Generator) -> Tensor:
     images = torch.rand(len(levels), *SHAPE, generator=rng) * 0.2
     images = images - images.flatten(1).mean(1).view(-1, 1, 1, 1)
     return images + levels.view(-1, 1, 1, 1)
-
-
-def gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    loss = functional.cross_entropy(model(inputs), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 def attacked(
@@ -74,7 +69,7 @@ def attacked(
         weights, known, receiver="client-0", target="client-0", earlier=[], rng=rng
     )
     model.load_state_dict({**model.state_dict(), **sent})
-    update = gradient(model, inputs, labels)
+    update = gradient_of_batch(model, inputs, labels)
     if kind is Kind.WEIGHTS:
         update = {name: sent[name] - 0.1 * g for name, g in update.items()}
     spoil(update)
@@ -217,7 +212,7 @@ def test_what_was_not_heard_and_models_without_a_block_are_refused(rng: torch.Ge
         sender="c",
         receiver="s",
         kind=Kind.GRADIENT,
-        update=gradient(plain, images, labels),
+        update=gradient_of_batch(plain, images, labels),
     )
 
     with pytest.raises(AttackFailed, match="no implanted block"):
@@ -269,7 +264,7 @@ def test_hits_on_cifar_are_those_of_throwing_images_into_the_bins(real_data: Pat
             sender="a",
             receiver="server",
             kind=Kind.GRADIENT,
-            update=gradient(model, images, labels),
+            update=gradient_of_batch(model, images, labels),
             weights=sent,
         )
 

@@ -3,44 +3,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks import spear
-from attacks.observation import AttackFailed, Budget, Kind, Knowledge, Observation
+from attacks.observation import AttackFailed, Budget
 from attacks.spear import Spear
-from fedsim.data.load import load_data
 from fedsim.models.mlp import mlp
+
+from .overhearing import overhear
 
 SHAPE = (3, 16, 16)
 
 
-@pytest.fixture(scope="module")
-def photos() -> tuple[Tensor, Tensor]:
-    """Patches in a fixed, mixed order, and their labels."""
-    data = load_data("photos", options={"patch_size": 16})
-    order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(1))
-    return data.train_inputs[order].double(), data.train_labels[order]
-
-
 def build(width: int) -> nn.Module:
     return mlp(SHAPE, 5, rng=torch.Generator().manual_seed(0), hidden=(width,)).double()
-
-
-def hear(
-    model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype = torch.float64
-) -> tuple[Observation, Knowledge]:
-    loss = functional.cross_entropy(model(images), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = torch.autograd.grad(loss, parameters)
-    seen = Observation(
-        round=1,
-        sender="client-0",
-        receiver="server",
-        kind=Kind.GRADIENT,
-        update={name: t.to(dtype).double() for name, t in zip(names, gradient, strict=True)},
-        weights={name: parameter.detach().clone() for name, parameter in model.named_parameters()},
-    )
-    return seen, Knowledge(model=model, input_shape=SHAPE, batch_size=len(images))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
@@ -49,7 +24,7 @@ def test_a_batch_is_recovered_with_its_labels(
     photos: tuple[Tensor, Tensor], batch_size: int, dtype: torch.dtype, rng: torch.Generator
 ) -> None:
     images, labels = photos[0][:batch_size], photos[1][:batch_size]
-    seen, known = hear(build(200), images, labels, dtype)
+    seen, known = overhear(build(200), images, labels, sent_as=dtype)
 
     found = Spear()(seen, known, rng=rng)
 
@@ -67,7 +42,7 @@ def test_a_batch_is_recovered_with_its_labels(
 def test_zeros_are_what_tells_a_column(
     photos: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(200), photos[0][:4], photos[1][:4])
+    seen, known = overhear(build(200), photos[0][:4], photos[1][:4])
     monkeypatch.setattr(
         spear._Space,
         "zeros",
@@ -83,7 +58,7 @@ def test_zeros_are_what_tells_a_column(
 def test_the_last_column_follows_from_the_others(
     photos: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(200), photos[0][:3], photos[1][:3])
+    seen, known = overhear(build(200), photos[0][:3], photos[1][:3])
     keep = Spear._keep
     monkeypatch.setattr(Spear, "_keep", lambda *arguments: keep(*arguments)[:2])
 
@@ -115,7 +90,7 @@ def test_a_mixture_of_two_columns_is_not_taken_for_one() -> None:
 def test_a_random_gradient_is_not_inverted(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(200), photos[0][:4], photos[1][:4])
+    seen, known = overhear(build(200), photos[0][:4], photos[1][:4])
     update = {
         name: torch.randn(t.shape, generator=rng, dtype=t.dtype) for name, t in seen.update.items()
     }
@@ -125,7 +100,7 @@ def test_a_random_gradient_is_not_inverted(
 
 
 def test_a_budget_ends_the_search(photos: tuple[Tensor, Tensor], rng: torch.Generator) -> None:
-    seen, known = hear(build(200), photos[0][:4], photos[1][:4])
+    seen, known = overhear(build(200), photos[0][:4], photos[1][:4])
 
     with pytest.raises(AttackFailed, match="the time allowed ended it"):
         Spear()(seen, known, rng=rng, budget=Budget(0.0))
@@ -134,14 +109,14 @@ def test_a_budget_ends_the_search(photos: tuple[Tensor, Tensor], rng: torch.Gene
 def test_a_layer_too_narrow_for_the_batch_is_refused(
     photos: tuple[Tensor, Tensor], rng: torch.Generator
 ) -> None:
-    seen, known = hear(build(12), photos[0][:8], photos[1][:8])
+    seen, known = overhear(build(12), photos[0][:8], photos[1][:8])
 
     with pytest.raises(AttackFailed, match="live rows are too few"):
         Spear()(seen, known, rng=rng)
 
 
 def test_the_same_seed_gives_the_same_bits(photos: tuple[Tensor, Tensor]) -> None:
-    seen, known = hear(build(200), photos[0][:3], photos[1][:3], torch.float32)
+    seen, known = overhear(build(200), photos[0][:3], photos[1][:3], sent_as=torch.float32)
 
     one, two = (Spear()(seen, known, rng=torch.Generator().manual_seed(3)).inputs for _ in range(2))
 

@@ -11,12 +11,7 @@ from attacks.labels import RULES, LabelRule, recover_labels
 from attacks.metrics.labels import multiset_overlap
 from attacks.observation import AttackFailed, Kind, Knowledge, Observation, Tensors
 from attacks.threats import Capability
-
-
-def gradient_of_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    loss = functional.cross_entropy(model(inputs), labels)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+from tests.attacks.overhearing import gradient_of_batch
 
 
 def heard(gradient: Tensors, visible: Tensors | None = None) -> Observation:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge, Observation
+from tests.attacks.overhearing import overhear as hear_one_gradient
 
 Overhear = Callable[[nn.Module, Tensor, Tensor], tuple[Observation, Knowledge]]
 
@@ -35,20 +35,6 @@ def overhear() -> Overhear:
     """How to hear the gradient of a model, in the mode it is in, on a batch."""
 
     def hear(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Observation, Knowledge]:
-        named = dict(model.named_parameters())
-        loss = functional.cross_entropy(model(inputs), labels)
-        gradient = torch.autograd.grad(loss, list(named.values()))
-        seen = Observation(
-            round=1,
-            sender="client-0",
-            receiver="server",
-            kind=Kind.GRADIENT,
-            update=dict(zip(named, gradient, strict=True)),
-            weights={name: p.detach().clone() for name, p in named.items()},
-        )
-        known = Knowledge(
-            model=model, input_shape=tuple(inputs.shape[1:]), num_classes=3, batch_size=len(inputs)
-        )
-        return seen, known
+        return hear_one_gradient(model, inputs, labels, num_classes=3)
 
     return hear
