@@ -81,8 +81,8 @@ class LinearInversion:
         """
         start = time.monotonic()
         seen = only(seen)
-        gradient = gradient_of(seen, known.recipe)
         traced, layer, normaliser = _target(known)
+        gradient = gradient_of(seen, known.recipe)
         weight, bias = (
             _heard(name, gradient.get(name), (seen.visible or {}).get(name))
             for name in (layer.parameter("weight"), layer.parameter("bias"))

@@ -233,7 +233,7 @@ def test_a_zero_bias_gradient_is_refused(image: Tensor, rng: torch.Generator) ->
 
 def test_a_layer_that_was_not_heard_is_named(image: Tensor, rng: torch.Generator) -> None:
     with pytest.raises(AttackFailed, match=r"'1\.weight' was not heard"):
-        LinearInversion()(heard({}), known_of(build("mlp")), rng=rng)
+        LinearInversion()(heard({"3.bias": torch.ones(7)}), known_of(build("mlp")), rng=rng)
 
 
 def test_a_gradient_that_is_not_finite_is_refused(image: Tensor, rng: torch.Generator) -> None:
