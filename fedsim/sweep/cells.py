@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import fedsim
 from fedsim.config import Experiment
+from fedsim.defenses import accounted, build_chain
 from fedsim.errors import ConfigError
 from fedsim.sweep.config import Level, Published, Sweep, experiment_of, merged
 
@@ -118,6 +119,7 @@ def _cell(
         for level in levels:
             trained = merged(trained, level.utility, where=where)
         utility = {seed: _utility(sweep, trained, seed, where) for seed in sweep.seeds}
+        _refuse_noise_of_its_own(next(iter(leakage.values())).experiment, where)
     families = [level.family for level in levels if level.family]
     chain = next(iter(leakage.values())).experiment.defenses
     named = " + ".join(dict.fromkeys(one.name for one in chain)) or "none"
@@ -130,6 +132,21 @@ def _cell(
         leakage=leakage,
         utility=utility,
     )
+
+
+def _refuse_noise_of_its_own(attacked: Experiment, where: str) -> None:
+    """Refuse a defense whose noise follows from epsilon: it depends on rounds and batches.
+
+    A short attacked run would add less of it than the training whose accuracy and epsilon stand
+    beside.
+    """
+    private = accounted(build_chain(attacked))
+    if getattr(private, "epsilon", None) is not None:
+        raise ConfigError(
+            f"{where}: how much noise epsilon asks for depends on rounds and batches, which differ "
+            "between the attacked run and the training for utility; give noise_multiplier in its "
+            "place (the table has the epsilon that it comes to)"
+        )
 
 
 def _reports(level: Level) -> bool:

@@ -129,3 +129,15 @@ def test_jobs_go_seed_by_seed_so_that_early_results_cover_all_cells() -> None:
 def test_two_cells_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two cells are called 'none'"):
         cells_of(sweep_of(cells=[{"label": "none"}]))
+
+
+def test_leakage_and_utility_are_measured_under_the_same_noise() -> None:
+    private = [{"name": "dp-sgd", "options": {"epsilon": 3.0}}]
+    axes = [{"name": "defense", "levels": [{"label": "dp", "set": {"defenses": private}}]}]
+    utility = {"set": {"rounds": 50}}
+
+    with pytest.raises(ConfigError, match=r"cell 'dp'.*noise_multiplier in its place"):
+        cells_of(sweep_of(axes=axes, utility=utility))
+    cells_of(sweep_of(axes=axes))  # one run has one noise
+    private[0]["options"] = {"noise_multiplier": 1.0}
+    cells_of(sweep_of(axes=axes, utility=utility))
