@@ -85,13 +85,16 @@ def headline(cells: Sequence[SweepCell], threshold_db: float) -> str:
     if not judged:
         return "No attack of this sweep has been scored yet."
     whole = [row for row in judged if not _broken(row)]
+    tried = [row for row in whole if _guessed(row)]
     best = max(
-        (row for row in whole if row.accuracy is not None),
+        (row for row in tried if row.accuracy is not None),
         key=lambda row: row.accuracy.value if row.accuracy else 0.0,
         default=None,
     )
     what = f"{len(judged) - len(whole)} of {count(len(judged), 'setting')} gave images away"
     start = f"{what} to {threshold_db:g}\u00a0dB"
+    if len(tried) < len(whole):
+        start += f" (in {len(whole) - len(tried)} every attack failed, which says nothing)"
     if best is None or best.accuracy is None:
         return f"{start}."
     kept = f"the most useful of the others is {best.label}, at {percent(best.accuracy.value)}"
@@ -103,6 +106,11 @@ def headline(cells: Sequence[SweepCell], threshold_db: float) -> str:
 
 def _broken(row: SweepCell) -> bool:
     return any(one.num_recovered for one in row.attackers.values())
+
+
+def _guessed(row: SweepCell) -> bool:
+    """Whether any attack came to a guess."""
+    return any(one.failed < one.victims for one in row.attackers.values())
 
 
 def finding(role: str, one: AttackerRow, threshold_db: float) -> str:

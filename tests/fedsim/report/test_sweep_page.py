@@ -63,6 +63,16 @@ def test_the_headline_names_the_most_useful_cell_that_nobody_broke() -> None:
     )
 
 
+def test_the_headline_praises_no_cell_in_which_every_attack_failed() -> None:
+    lost = SCORED.model_copy(update={"failed": 4})
+    cells = [cell(1, 0.9, plain=lost, auto=lost), cell(2, 0.7, plain=SCORED, auto=lost)]
+
+    said = headline(cells, 20.0).replace("\u00a0", " ")
+
+    assert "of the others is cell 2, at 70 %" in said
+    assert "(in 1 every attack failed, which says nothing)" in said
+
+
 def test_the_headline_of_a_sweep_without_scores_claims_nothing() -> None:
     unknown = SCORED.model_copy(update={"num_images": 0})
 
