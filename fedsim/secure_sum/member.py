@@ -172,6 +172,8 @@ class Member:
         self.stage = following
 
     def _require(self, clients: Collection[int]) -> None:
+        if len(set(clients)) < len(clients):
+            raise ProtocolError("a client is named twice, as if it counted for two")
         if len(clients) < self.threshold:
             raise ProtocolError(
                 f"{len(clients)} clients are left, {self.threshold} are needed: nothing is revealed"

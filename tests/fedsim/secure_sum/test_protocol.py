@@ -95,6 +95,22 @@ def summed(given: dict[int, Elements], gone: Mapping[Stage, Collection[int]]) ->
     return ours.total()
 
 
+def test_a_client_that_is_named_twice_does_not_count_for_two() -> None:
+    here = table()
+    here.advertise()
+    here.share()
+    member = here.members[3]
+    with pytest.raises(ProtocolError, match="named twice"):
+        member.mask(vectors(1)[0], [3] * 7)
+
+    here = table()
+    here.advertise()
+    here.share()
+    here.mask(vectors(10))
+    with pytest.raises(ProtocolError, match="named twice"):
+        here.ask(3, [3] * 7)
+
+
 @pytest.mark.parametrize("field_bits", [32, 64])
 @pytest.mark.parametrize("stage", [None, *Stage])
 def test_three_of_ten_may_drop_out_at_any_stage_and_the_sum_of_the_rest_is_exact(
