@@ -1,21 +1,16 @@
 """Half precision: what it rounds, what does not fit, and what an adversary makes of it."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from attacks.defense import Family
 from attacks.observation import Kind, Knowledge, Observation
 from clients.defenses.casts import BFloat16, Float16
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
+
 CASTS = pytest.mark.parametrize("cast", [Float16(), BFloat16()])
-
-
-def heard(update: dict[str, torch.Tensor]) -> Observation:
-    return Observation(round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=update)
 
 
 @CASTS

@@ -1,18 +1,17 @@
 """CENSOR: what is sent is orthogonal to the gradient; what that still tells, and what it costs."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.labels import LabelRule
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge
 from clients.defenses.censor import Censor
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
+
 CLASSES = 10
 
 
@@ -83,13 +82,6 @@ def test_a_tensor_of_one_entry_and_one_without_gradient_are_sent_as_zero(
     assert not sent["bias"].any()
 
 
-def seen_in(update: dict[str, Tensor], model: nn.Module) -> Observation:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    return Observation(
-        round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=update, weights=weights
-    )
-
-
 def test_the_label_is_hidden_from_its_sign_but_not_from_who_asks_what_is_orthogonal(
     model: nn.Module, situation: MakeSituation
 ) -> None:
@@ -101,7 +93,7 @@ def test_the_label_is_hidden_from_its_sign_but_not_from_who_asks_what_is_orthogo
         inputs, labels = batch(seed)
         at = situation(seed, model=model, inputs=inputs, labels=labels)
         sent = Censor(trials=5).apply(gradient(model, inputs, labels), at)
-        found = LabelRule()(seen_in(sent, model), known, rng=torch.Generator()).labels
+        found = LabelRule()(heard(sent, model=model), known, rng=torch.Generator()).labels
         assert found is not None
         by_sign += int(found[0] == labels[0])
         # the error at the logits, prediction minus label, is orthogonal to the bias that was sent
@@ -132,7 +124,7 @@ def test_as_many_messages_of_one_batch_as_a_tensor_has_entries_less_one_give_its
 
 def test_who_knows_it_takes_what_was_sent_for_noise(model: nn.Module) -> None:
     update = {"w": torch.full((4,), 3.0)}
-    _, known = Censor().read(seen_in(update, model), Knowledge())
+    _, known = Censor().read(heard(update, model=model), Knowledge())
     assert known.noise is not None
     assert known.noise.deviation == {"w": pytest.approx(3 * 2**0.5)}
 

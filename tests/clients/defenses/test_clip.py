@@ -1,6 +1,5 @@
 """Clipping, and what it leaves."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,9 +8,9 @@ import torch
 from attacks.defense import Untold, length_of
 from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from clients.defenses.clip import Clip
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+
 LONG = {"w": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
 SEEN = Observation(round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=LONG)
 

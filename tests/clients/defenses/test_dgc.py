@@ -1,26 +1,18 @@
 """Deep Gradient Compression against its own equations."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from attacks.defense import length_of
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge
 from clients.defenses.dgc import DGC
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
 
 
 def draw(seed: int, count: int = 1000) -> dict[str, torch.Tensor]:
     return {"w": torch.randn(count, generator=torch.Generator().manual_seed(seed))}
-
-
-def heard(update: dict[str, torch.Tensor], server_round: int) -> Observation:
-    return Observation(
-        round=server_round, sender="a", receiver="b", kind=Kind.GRADIENT, update=update
-    )
 
 
 def test_the_share_that_is_sent_falls_as_published() -> None:

@@ -1,7 +1,5 @@
 """Local differential privacy: sensitivity, noise, account."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from opacus.accountants import RDPAccountant
@@ -11,11 +9,11 @@ from attacks.defense import length_of
 from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from clients.defenses.local_dp import LocalDP
 from fedsim.config import parse_experiment
-from fedsim.defenses import Situation
 from fedsim.errors import ConfigError
 from fedsim.privacy import Share, epsilon_of
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+
 SHARE = Share(num_examples=20, batch_size=4, num_steps=5, num_epochs=1, num_rounds=7)
 
 

@@ -1,6 +1,5 @@
 """Noise of the size asked for, and what an adversary makes of it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,16 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 from attacks.defense import Untold, length_of, read_defenses
-from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
+from attacks.observation import Kind, Knowledge, LocalRecipe
 from clients.defenses.clip import Clip
 from clients.defenses.noise import GaussianNoise, LaplacianNoise
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
-
-
-def heard(update: dict[str, torch.Tensor]) -> Observation:
-    return Observation(round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=update)
+from .conftest import MakeSituation
+from .hearing import heard
 
 
 @pytest.mark.parametrize("noise", [GaussianNoise, LaplacianNoise])

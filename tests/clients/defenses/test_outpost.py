@@ -1,6 +1,5 @@
 """Outpost: what it prunes, where its noise goes, how it fades, and how it is read."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,9 +8,8 @@ from torch import Tensor
 
 from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from clients.defenses.outpost import Outpost, risk
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
 
 
 def weights() -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """Partial sharing: which layers are sent, and what is left of a message."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
@@ -9,11 +7,11 @@ from torch import nn
 from attacks.observation import Kind, Knowledge, Observation
 from clients.defenses.partial_sharing import PartialSharing
 from fedsim.config import parse_experiment
-from fedsim.defenses import Situation
 from fedsim.errors import ConfigError
 from fedsim.stages.prepare import check
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+
 ALL = {"1.weight", "1.bias", "3.weight", "3.bias", "5.weight", "5.bias"}
 
 

@@ -13,12 +13,14 @@ from attacks.defense import read_defenses
 from attacks.idlg import IDLG
 from attacks.labels import LabelRule
 from attacks.network import with_weights
-from attacks.observation import AttackFailed, Kind, Knowledge, LocalRecipe, Observation
+from attacks.observation import AttackFailed, Kind, Knowledge, LocalRecipe
 from clients.defenses.precode import Precode, VariationalBottleneck
 from fedsim.data.load import load_data
 from fedsim.defenses import with_penalties
 from fedsim.errors import ConfigError
 from fedsim.models.build import build_model
+
+from .hearing import heard
 
 SHAPE = (1, 8, 8)
 SMALL = Precode(width=16)
@@ -36,18 +38,6 @@ def gradient(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0) ->
     value = with_penalties(functional.cross_entropy, model)(model(inputs), labels)
     names = [name for name, _ in model.named_parameters()]
     return dict(zip(names, torch.autograd.grad(value, list(model.parameters())), strict=True))
-
-
-def heard(model: nn.Module, update: dict[str, Tensor], **changed: object) -> Observation:
-    seen = Observation(
-        round=1,
-        sender="a",
-        receiver="b",
-        kind=Kind.GRADIENT,
-        update=update,
-        weights={name: p.detach().clone() for name, p in model.named_parameters()},
-    )
-    return replace(seen, **changed)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -133,7 +123,7 @@ def test_the_classifier_is_kept_and_all_else_comes_before_it() -> None:
 
 def test_a_guess_has_no_gradient_to_be_compared_with(image: Tensor) -> None:
     model = network()
-    seen = heard(model, gradient(model, image, LABEL))
+    seen = heard(model=model, update=gradient(model, image, LABEL))
     with pytest.raises(AttackFailed, match="draws random numbers in training mode"):
         IDLG()(seen, known_of(model), rng=torch.Generator())
 
@@ -142,7 +132,7 @@ def test_what_who_knows_it_compares_with_is_exact_for_one_example(image: Tensor)
     model = network()
     for seed in range(3):  # whatever is drawn
         seen, known = read_defenses(
-            heard(model, gradient(model, image, LABEL, seed)), known_of(model)
+            heard(model=model, update=gradient(model, image, LABEL, seed)), known_of(model)
         )
 
         assert known.model is not None
@@ -166,12 +156,12 @@ def test_after_one_local_step_it_is_exact_as_well(image: Tensor) -> None:
     model = network()
     update = {name: -0.5 * tensor for name, tensor in gradient(model, image, LABEL).items()}
     known = replace(known_of(model), recipe=LocalRecipe(learning_rate=0.5))
-    _, known = read_defenses(heard(model, update, kind=Kind.DELTA), known)
+    _, known = read_defenses(heard(model=model, update=update, kind=Kind.DELTA), known)
     assert known.model is not None
     (derivative,) = [b for name, b in known.model.named_buffers() if name.endswith("derivative")]
     torch.testing.assert_close(derivative, -2 * update["linear.bottleneck.encoder.bias"])
     several = replace(known_of(model), recipe=LocalRecipe(learning_rate=0.5, num_steps=2))
-    _, several = read_defenses(heard(model, update, kind=Kind.DELTA), several)
+    _, several = read_defenses(heard(model=model, update=update, kind=Kind.DELTA), several)
     assert several.model is not None
     assert not [name for name, _ in several.model.named_buffers() if name.endswith("derivative")]
 
@@ -179,7 +169,9 @@ def test_after_one_local_step_it_is_exact_as_well(image: Tensor) -> None:
 def test_of_several_examples_the_mean_is_decoded_and_nothing_is_drawn() -> None:
     model, inputs = network(), torch.rand(2, *SHAPE)
     labels = torch.tensor([1, 2])
-    _, known = read_defenses(heard(model, gradient(model, inputs, labels)), known_of(model, 2))
+    _, known = read_defenses(
+        heard(model=model, update=gradient(model, inputs, labels)), known_of(model, 2)
+    )
     assert known.model is not None
     decided = known.model.train()
     assert torch.equal(decided(inputs), decided(inputs))
@@ -188,7 +180,7 @@ def test_of_several_examples_the_mean_is_decoded_and_nothing_is_drawn() -> None:
 
 def test_who_knows_it_gets_one_image_back(image: Tensor) -> None:
     model = network()
-    seen, known = heard(model, gradient(model, image, LABEL)), known_of(model)
+    seen, known = heard(model=model, update=gradient(model, image, LABEL)), known_of(model)
 
     through = ClosedForm()(seen, known, rng=torch.Generator().manual_seed(0))  # plain
     matched = IDLG(steps=150, restarts=1)(
@@ -207,7 +199,7 @@ def test_labels_show_through_the_draw(image: Tensor) -> None:
     right = 0
     for label in range(10):
         model = network(seed=label)
-        seen = heard(model, gradient(model, image, torch.tensor([label]), seed=label))
+        seen = heard(model=model, update=gradient(model, image, torch.tensor([label]), seed=label))
         labels = LabelRule()(seen, known_of(model), rng=torch.Generator()).labels
         right += labels is not None and labels.tolist() == [label]
     assert right == 10

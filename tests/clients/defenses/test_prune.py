@@ -1,28 +1,22 @@
 """Pruning: exact numbers, layer by layer or over all, and what an adversary leaves out."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from attacks.defense import add_noise
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge
 from clients.defenses.noise import GaussianNoise
 from clients.defenses.prune import Prune
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
+
 UPDATE = {
     "small": 1e-3 * torch.randn(20, 25, generator=torch.Generator().manual_seed(0)),
     "large": torch.randn(500, generator=torch.Generator().manual_seed(1)),
 }
-
-
-def heard(update: dict[str, torch.Tensor], server_round: int = 1) -> Observation:
-    return Observation(
-        round=server_round, sender="a", receiver="b", kind=Kind.GRADIENT, update=update
-    )
 
 
 def zeros(update: dict[str, torch.Tensor]) -> dict[str, int]:

@@ -1,21 +1,16 @@
 """Random masks: fresh or fixed, of the right mean, and what an adversary leaves out."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from attacks.defense import Untold
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge
 from clients.defenses.random_mask import RandomMask
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
+
 UPDATE = {"w": torch.linspace(1, 2, 4000).reshape(40, 100), "b": torch.ones(7)}
-
-
-def heard(update: dict[str, torch.Tensor]) -> Observation:
-    return Observation(round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=update)
 
 
 def test_the_share_asked_for_is_left_out_and_the_rest_sent_as_it_is(

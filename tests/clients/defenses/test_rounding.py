@@ -1,27 +1,21 @@
 """int8 and QSGD: the right mean, few levels, and errors of the size that adversaries assume."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge
 from clients.defenses.int8 import Int8
 from clients.defenses.qsgd import QSGD
-from fedsim.defenses import Situation, UpdateDefense
+from fedsim.defenses import UpdateDefense
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
 
 
 def normal(*shape: int, seed: int = 10**6) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def heard(update: dict[str, torch.Tensor], server_round: int = 1) -> Observation:
-    return Observation(
-        round=server_round, sender="a", receiver="b", kind=Kind.GRADIENT, update=update
-    )
 
 
 def deviation(defense: Int8 | QSGD, sent: dict[str, torch.Tensor], server_round: int = 1) -> float:

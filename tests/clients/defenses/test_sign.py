@@ -1,15 +1,13 @@
 """Signs: what is sent, what feedback makes up for, and what is left of a message."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from attacks.observation import Kind, Knowledge, Observation
 from clients.defenses.sign import Sign
-from fedsim.defenses import Situation
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+
 UPDATE = {"w": torch.tensor([[3.0, -1.0], [0.0, 2.0]]), "b": torch.tensor([-0.5])}
 
 

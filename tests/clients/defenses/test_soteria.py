@@ -1,6 +1,5 @@
 """Soteria: which features it prunes, what that stops, and what the zeros give away."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,15 +9,15 @@ from torch.nn import functional
 
 from attacks.defense import Untold, read_defenses
 from attacks.idlg import IDLG
-from attacks.observation import Kind, Knowledge, Observation
+from attacks.observation import Knowledge, Observation
 from clients.defenses.soteria import Soteria, leakage
 from fedsim.config import parse_experiment
 from fedsim.data.load import load_data
-from fedsim.defenses import Situation
 from fedsim.errors import ConfigError
 from fedsim.models.build import build_model
 
-MakeSituation = Callable[..., Situation]
+from .conftest import MakeSituation
+from .hearing import heard
 
 
 def gradient_of_one(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -105,13 +104,6 @@ def test_a_named_layer_is_defended_in_place_of_the_classifier(situation: MakeSit
     assert torch.equal(sent["4.weight"], update["4.weight"])
 
 
-def seen_in(update: dict[str, Tensor], model: nn.Module) -> Observation:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    return Observation(
-        round=1, sender="a", receiver="b", kind=Kind.GRADIENT, update=update, weights=weights
-    )
-
-
 @pytest.mark.parametrize("told", [True, False])
 def test_who_knows_it_forgets_the_columns_that_were_pruned(
     told: bool, situation: MakeSituation
@@ -124,7 +116,7 @@ def test_who_knows_it_forgets_the_columns_that_were_pruned(
     if not told:
         known = replace(known, defenses=(Untold(defense=Soteria()),))
 
-    seen, _ = read_defenses(seen_in(sent, model), known)
+    seen, _ = read_defenses(heard(sent, model=model), known)
 
     assert seen.visible is not None
     assert set(seen.visible) == {"3.weight"}
@@ -139,7 +131,7 @@ def test_of_a_defense_known_by_name_layer_and_share_are_estimated(
     update = gradient_of_one(model, inputs, torch.tensor([1]))
     sent = Soteria(share=0.3, layer="2").apply(update, situation(model=model, inputs=inputs))
 
-    found = Soteria().estimated(seen_in(sent, model), Knowledge(model=model, input_shape=(2,)))
+    found = Soteria().estimated(heard(sent, model=model), Knowledge(model=model, input_shape=(2,)))
 
     assert found.layer == "2"
     assert found.share == pytest.approx(0.3)
@@ -161,7 +153,7 @@ def test_it_stops_a_matching_attack_that_does_not_know_it_and_no_other(
     known = Knowledge(
         model=model, input_shape=data.input_shape, num_classes=10, batch_size=1, defenses=(defense,)
     )
-    seen = seen_in(sent, model)
+    seen = heard(sent, model=model)
 
     def psnr_db(seen: Observation, known: Knowledge) -> float:
         attack = IDLG(steps=60, restarts=1)
