@@ -28,6 +28,8 @@ from attacks.observation import (
 
 _ALONG = 0.9
 """Cosine between the predicted bias gradient and the one heard below which neither is trusted."""
+_FITS = 0.01
+"""Share of the bias gradient that may be left over where inputs of the classifier are unknown."""
 _SOUND = 1e-5
 """Noise below this share of the root mean square of what was heard is rounding."""
 
@@ -162,6 +164,15 @@ def _factor(seen: Observation, known: Knowledge) -> float:
     along = float(expected @ errors)
     if not along > _ALONG * float(expected.norm()) * max(float(errors.norm()), 1e-300):
         raise AttackFailed("the classifier's gradients do not fit one example's predictions")
+    if unknown := int((counted.sum(dim=0) == 0).sum()):
+        # they count as zero, which small ones nearly are, but those of a random mask are not
+        rest = errors - expected * (along / float(expected.square().sum()))
+        beyond = float(rest.square().sum()) - own**2 * int(bias_told.sum())
+        if beyond > _FITS**2 * float(errors.square().sum()):
+            raise AttackFailed(
+                f"{unknown} of {counted.shape[1]} inputs of the classifier show in no gradient "
+                "that was heard, and without them its predictions do not fit"
+            )
     return float(expected.square().sum()) / along
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.defense import add_noise
+from attacks.defense import add_noise, change_of
 from attacks.observation import Knowledge, Observation, Tensors
 from fedsim.defenses import Place, Situation
 
@@ -61,7 +61,7 @@ class Censor:
         # what was sent and the gradient have equal lengths at a right angle
         apart = {
             n: math.sqrt(2) * float(t.double().square().mean().sqrt())
-            for n, t in seen.update.items()
+            for n, t in change_of(seen).items()
         }
         return seen, add_noise(known, apart)
 

@@ -86,6 +86,18 @@ def test_the_length_of_what_fits_no_prediction_is_not_restored(image: Tensor) ->
     assert "do not fit" in why
 
 
+def test_no_length_is_made_up_where_inputs_of_the_classifier_do_not_show(image: Tensor) -> None:
+    seen, known = gradient_heard(image, 3)
+    masks = {"5.weight": torch.ones_like(seen.update["5.weight"], dtype=torch.bool)}
+    masks["5.weight"][:, ::16] = False
+    sent = replace(seen, visible=masks)
+
+    _, told, why = restored(sent, replace(known, length_known=False))
+
+    assert not told.length_known
+    assert "12 of 192 inputs of the classifier" in why
+
+
 def test_what_survives_is_counted(image: Tensor) -> None:
     seen, known = gradient_heard(image, 3)
     sent, defense = pruned(seen, 0.5)
