@@ -106,17 +106,23 @@ class CentralDP:
                 "central-dp clips each update, and behind secure-aggregation the server has but "
                 "their sum; let clients clip and add noise: local-dp"
             )
-        if self.adaptive and self.noise_multiplier >= 2 * self.noise_of_count(clients):
+        if self.adaptive and self.noise_multiplier >= 2 * self._asked_for(clients):
             raise ConfigError(
                 f"central-dp: with {clients} clients per round the number of short updates is told "
-                f"with noise of {self.noise_of_count(clients):g}, and noise_multiplier must be "
+                f"with noise of {self._asked_for(clients):g}, and noise_multiplier must be "
                 f"below twice that, got {self.noise_multiplier:g}; raise count_deviation or the "
                 "number of clients, or lower noise_multiplier"
             )
 
     def noise_of_count(self, clients: int) -> float:
-        """Return the deviation of the noise on the number of short updates, of so many clients."""
-        return clients / 20 if self.count_deviation is None else self.count_deviation
+        """Return the deviation of the noise on the number of short updates, of so many clients.
+
+        At least so much that it leaves the sum a share of the budget: far fewer may have answered
+        than were drawn.
+        """
+        asked_for = self._asked_for(clients)
+        least = self.noise_multiplier / math.sqrt(3)  # the sum then has twice the noise
+        return asked_for if self.noise_multiplier < 2 * asked_for else least
 
     def noise_of_sum(self, clients: int) -> float:
         """Return the noise on the sum over C, so that sum and number cost what is asked for.
@@ -127,6 +133,9 @@ class CentralDP:
             return self.noise_multiplier
         rest: float = self.noise_multiplier**-2 - (2 * self.noise_of_count(clients)) ** -2
         return 1 / math.sqrt(rest)
+
+    def _asked_for(self, clients: int) -> float:
+        return clients / 20 if self.count_deviation is None else self.count_deviation
 
     def tailored(self, share: Share) -> "CentralDP":  # noqa: ARG002 - noise is the same for all
         """Return itself."""

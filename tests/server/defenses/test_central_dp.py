@@ -163,6 +163,17 @@ def test_sum_and_number_together_cost_what_the_noise_multiplier_says() -> None:
     assert CentralDP(noise_multiplier=1.0).noise_of_sum(20) == 1.0
 
 
+def test_far_fewer_answers_than_were_drawn_cost_no_more_and_end_nothing() -> None:
+    defense = CentralDP(noise_multiplier=1.9, adaptive=True)  # 2 of 20 clients, at most
+
+    for clients in (20, 19, 10, 1):
+        combined = (
+            defense.noise_of_sum(clients) ** -2 + (2 * defense.noise_of_count(clients)) ** -2
+        ) ** -0.5
+        assert combined == pytest.approx(1.9)
+    assert defense.noise_of_count(20) == 1.0
+
+
 def test_the_bound_and_the_memory_within_come_back_after_a_kill(tmp_path: Path) -> None:
     def fresh() -> NoisyMean:
         inner = FedAvgM(server_momentum=0.9, **ALL)
