@@ -25,7 +25,7 @@ from torch import Tensor
 from attacks.defense import Family, Noise, noise_deviation
 from attacks.matching.coordinates import Coordinates
 from attacks.matching.descent import ValueAndGrad, descend
-from attacks.matching.differentiable import check_matchable, require_twice_differentiable
+from attacks.matching.differentiable import MatchingAttack, require_twice_differentiable
 from attacks.matching.kinks import has_kinks, is_normalised
 from attacks.matching.lbfgs import minimize
 from attacks.matching.posterior import (
@@ -52,7 +52,6 @@ from attacks.observation import (
 )
 from attacks.settings import require_counts, require_positive
 from attacks.temporal import join
-from attacks.threats import WHITE_BOX, Capability
 
 InputsOf = Callable[[Tensor], Tensor]
 """A point of the search -> inputs (B, ...)."""
@@ -66,7 +65,7 @@ _STEP_SIZE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bayesian:
+class Bayesian(MatchingAttack):
     """Find the images that are likeliest, given the gradient heard and how noisy it is.
 
     Attributes:
@@ -91,15 +90,6 @@ class Bayesian:
         require_counts(self, "kinked_steps", least=0)
         if self.smoothness is not None:
             require_positive(self, "smoothness")
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """The weights in force, the model, what inputs look like, and how many there are."""
-        return WHITE_BOX
-
-    def check(self, known: Knowledge) -> None:
-        """Refuse what no attack by matching could invert."""
-        check_matchable(known)
 
     def __call__(
         self,

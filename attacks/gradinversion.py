@@ -44,7 +44,7 @@ from attacks.matching.priors import (
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.victim import Victim, rebuild
-from attacks.matching.victim_labels import labels_of
+from attacks.matching.victim_labels import granted_labels, labels_of
 from attacks.network import all_visible, known_architecture, trace
 from attacks.observation import (
     AttackFailed,
@@ -242,9 +242,7 @@ class GradInversion:
             return labels_of(victim, known)
         if self.labels == "minima":
             return labels_by_minima(victim, known)
-        if known.labels is None:
-            raise AttackFailed("labels = 'oracle' needs the private labels; grant 'labels'")
-        return known.labels.to(victim.like.device)
+        return granted_labels(known, victim.batch_size, like=victim.like)
 
 
 def batch_statistics(seen: Observation, model: nn.Module) -> dict[str, Statistics]:

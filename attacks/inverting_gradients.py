@@ -49,7 +49,7 @@ from attacks.matching.priors import total_variation
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.victim import Victim, rebuild
-from attacks.matching.victim_labels import labels_of
+from attacks.matching.victim_labels import granted_labels, labels_of
 from attacks.observation import (
     AttackFailed,
     Budget,
@@ -214,14 +214,7 @@ class InvertingGradients:
     def _labels(self, victim: Victim, known: Knowledge) -> Tensor:
         if self.labels == "recover":
             return labels_of(victim, known)
-        if known.labels is None:
-            raise AttackFailed("labels = 'oracle' needs the private labels; grant 'labels'")
-        if known.labels.shape != (victim.batch_size,):
-            raise AttackFailed(
-                f"the labels granted have shape {tuple(known.labels.shape)}, "
-                f"expected ({victim.batch_size},)"
-            )
-        return known.labels.to(victim.like.device)
+        return granted_labels(known, victim.batch_size, like=victim.like)
 
 
 class _Together:

@@ -27,6 +27,7 @@ from attacks.matching.priors import total_variation
 from attacks.matching.rows import GradientOf, by_rows
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.victim import Victim, rebuild
+from attacks.matching.victim_labels import granted_labels
 from attacks.observation import (
     AttackFailed,
     Budget,
@@ -123,11 +124,8 @@ class Surrogate:
         require_twice_differentiable(line.at_start)
         notes: dict[str, str | float] = {}
         if self.labels == "oracle":
-            if known.labels is None or known.labels.shape != (line.batch_size,):
-                raise AttackFailed(
-                    f"labels = 'oracle' needs the {line.batch_size} private labels; grant 'labels'"
-                )
-            labels, notes["labels"] = known.labels.to(line.like.device), "oracle"
+            labels = granted_labels(known, line.batch_size, like=line.like)
+            notes["labels"] = "oracle"
         else:
             labels, scale = labels_and_scale(line.at_start, line.move, known)
             notes["rate_times_steps"] = scale

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from attacks.matching.descent import Descent, descend
-from attacks.matching.differentiable import check_matchable, require_twice_differentiable
+from attacks.matching.differentiable import MatchingAttack, require_twice_differentiable
 from attacks.matching.objectives import cosine_distance
 from attacks.matching.priors import total_variation
 from attacks.matching.rows import GradientOf, by_rows
@@ -42,7 +42,6 @@ from attacks.settings import (
     require_positive,
     require_weights,
 )
-from attacks.threats import WHITE_BOX, Capability
 
 _NOISE = 0.25  # of the start, as a fraction of the range; about 1 in normalised pixels
 _PRECISION = 1e-7  # what a cosine in single precision can tell from 1
@@ -51,7 +50,7 @@ _FAR = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Temporal:
+class Temporal(MatchingAttack):
     """Find the images behind several rounds of a client that used the same ones in each.
 
     Attributes:
@@ -79,15 +78,6 @@ class Temporal:
         require_positive(self, "step_size")
         require_weights(self, "tv_weight")
         require_choice(self, "combine", "mean", "median")
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """The weights in force in each round, the model, what inputs look like, how many."""
-        return WHITE_BOX
-
-    def check(self, known: Knowledge) -> None:
-        """Refuse what no attack by matching could invert."""
-        check_matchable(known)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ from attacks.matching.replay import check_replayable
 from attacks.matching.victim import Victim, random_batch, rebuild
 from attacks.network import known_architecture
 from attacks.observation import AttackFailed, Kind, Knowledge, Observation, Tensors
+from attacks.threats import WHITE_BOX, Capability
 
 _AGREEMENT = 0.01
 """Largest relative difference between autograd's second derivative and a difference quotient."""
@@ -18,6 +19,19 @@ _ROUNDING = 1e-13
 """Largest relative error of a squared length in double precision."""
 _DIRECTIONS = 3
 """Directions in which the two may agree."""
+
+
+class MatchingAttack:
+    """What attacks that match gradients need and refuse."""
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """The weights in force, the model, what inputs look like, and how many there are."""
+        return WHITE_BOX
+
+    def check(self, known: Knowledge) -> None:
+        """Refuse what cannot be replayed, and models whose gradient has no derivative."""
+        check_matchable(known)
 
 
 def check_matchable(known: Knowledge) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attacks.matching.differentiable import check_matchable
+from attacks.matching.differentiable import MatchingAttack
 from attacks.matching.effort import Effort
 from attacks.matching.search import attack_many, the_one
 from attacks.matching.victim_labels import labels_of
@@ -18,10 +18,9 @@ from attacks.observation import (
     Reconstruction,
     only,
 )
-from attacks.threats import WHITE_BOX, Capability
 
 
-class SquaredDistanceSearch(ABC):
+class SquaredDistanceSearch(MatchingAttack, ABC):
     """Inputs whose gradient is the one heard, by L-BFGS; settings are those of the subclass.
 
     Attributes:
@@ -40,15 +39,6 @@ class SquaredDistanceSearch(ABC):
     def __post_init__(self) -> None:
         """Refuse settings without meaning, by building the effort they describe."""
         _ = self.effort
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """The weights in force, the model, what inputs look like, and how many there are."""
-        return WHITE_BOX
-
-    def check(self, known: Knowledge) -> None:
-        """Refuse what cannot be replayed, and models whose gradient has no derivative."""
-        check_matchable(known)
 
     def __call__(
         self,

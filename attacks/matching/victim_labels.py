@@ -58,6 +58,21 @@ def labels_of(victim: Victim, known: Knowledge) -> Tensor:
     return labels
 
 
+def granted_labels(known: Knowledge, batch_size: int, *, like: Tensor) -> Tensor:
+    """Return the private labels, as an oracle grants them, (B,) int64 on the device of `like`.
+
+    Raises:
+        AttackFailed: They were not granted, or are of another number of examples.
+    """
+    if known.labels is None:
+        raise AttackFailed("labels = 'oracle' needs the private labels; grant 'labels'")
+    if known.labels.shape != (batch_size,):
+        raise AttackFailed(
+            f"the labels granted have shape {tuple(known.labels.shape)}, expected ({batch_size},)"
+        )
+    return known.labels.to(like.device)
+
+
 def _tells_labels(victim: Victim, classifier: Layer) -> bool:
     """Whether a classifier heard in part still tells labels, by what it lost being small.
 
