@@ -122,6 +122,8 @@ def concluded(outcome: Outcome, reading: Reading, enough: float, seconds: float)
         notes["relative_distance"] = best.verdict.distance
         if best.verdict.explains is not None:
             notes["explained"] = "yes" if best.verdict.explains else "no"
+    if outcome.crashed:
+        notes["crashed"] = ", ".join(outcome.crashed)
     if outcome.blind is not None:
         notes["not_compared"] = outcome.blind
     settled = best.settles(enough)

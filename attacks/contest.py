@@ -54,6 +54,7 @@ class _Tried:
         said: One line for the notes.
         guess: Its guess, if it made one.
         verdict: What can be said of it; None if it cannot be compared.
+        crashed: Whether it ended by an error.
         complete: Whether the guess has an image for every example.
         batch_size: B.
     """
@@ -62,6 +63,7 @@ class _Tried:
     said: str
     guess: Reconstruction | None = None
     verdict: Verdict | None = None
+    crashed: bool = False
     complete: bool = False
     batch_size: int = 1
 
@@ -111,6 +113,7 @@ class Outcome:
         report: What came of each attack, a line each.
         steps: Optimizer steps of all of them.
         blind: Why guesses could not be compared; None if they could.
+        crashed: Attacks that ended by an error, which shows nothing about what was heard.
         out_of_time: Whether the budget is spent.
     """
 
@@ -118,6 +121,7 @@ class Outcome:
     report: list[str] = field(default_factory=list)
     steps: int = 0
     blind: str | None = None
+    crashed: list[str] = field(default_factory=list)
     out_of_time: bool = False
 
 
@@ -142,6 +146,7 @@ def contest(
     judge, blind = _judge_of(readings[-1])
     best: _Tried | None = None
     report: list[str] = []
+    crashed: list[str] = []
     steps = 0
     waiting = [(choice, 0) for choice in choices_of(readings)]
     while waiting:
@@ -154,6 +159,7 @@ def contest(
         fitted = _within(choice, readings[-1].seen, readings[-1].known, allowed)
         tried = _try(fitted, readings, judge, own, allowed)
         report.append(tried.said)
+        crashed += [choice.name] * tried.crashed
         if tried.guess is None:
             continue
         steps += tried.guess.steps
@@ -169,6 +175,7 @@ def contest(
             others = contest([left], choices_of, enough=enough, rng=rng, budget=budget)
             number = left.known.batch_size
             report += [f"of the other {number}, {said}" for said in others.report]
+            crashed += others.crashed
             steps += others.steps
             both = None if others.best is None else _joined(tried, others.best, judge)
             if both is not None:
@@ -183,7 +190,14 @@ def contest(
             and _worth(tried, budget)
         ):
             waiting.insert(0, (choice, again + 1))
-    return Outcome(best=best, report=report, steps=steps, blind=blind, out_of_time=budget.spent)
+    return Outcome(
+        best=best,
+        report=report,
+        steps=steps,
+        blind=blind,
+        crashed=list(dict.fromkeys(crashed)),
+        out_of_time=budget.spent,
+    )
 
 
 def _worth(tried: _Tried, budget: Budget) -> bool:
@@ -215,7 +229,9 @@ def _try(
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         # what odd weights or a user's model make of one attack must not end the others
         return _Tried(
-            choice=choice, said=f"{choice.name}: crashed, {type(error).__name__}: {error}"
+            choice=choice,
+            said=f"{choice.name}: crashed, {type(error).__name__}: {error}",
+            crashed=True,
         )
     guess = replace(guess, notes={f"{choice.name}.{key}": v for key, v in guess.notes.items()})
     number = 0 if guess.inputs is None else len(guess.inputs)

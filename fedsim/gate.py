@@ -9,7 +9,7 @@ and batches are drawn anew; of a run, only different clients are attacked.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.driver import RunResult
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record
+from fedsim.records import RunDirectory
 from fedsim.report.wording import count, decibels, duration, percent
 from fedsim.schemas.gate import GateRecord
 from fedsim.seeds import stream
@@ -128,7 +129,8 @@ def gate(
     """Test a claim on fresh updates of an experiment.
 
     It ends early once more trials are lost than the claim allows of all that are planned. An attack
-    that comes to no guess (or crashes, or is lost) is no trial: another update takes its place.
+    that comes to no guess (or crashes, or is lost) is no trial: another update takes its place. So
+    with one of which a part crashed, unless an image is lost all the same.
 
     Args:
         experiment: As read; its attacks are replaced. Its rounds and victims say which updates are
@@ -154,8 +156,8 @@ def gate(
             break
         if tally.failed > claim.planned:
             raise RunFailed(
-                f"{tally.failed} attacks came to no guess, which says nothing about safety; the "
-                f"last run, '{last.directory}', says why"
+                f"{tally.failed} attacks came to no guess, or a part of them crashed, which says "
+                f"nothing about safety; the last run, '{last.directory}', says why"
             )
     seconds = time.perf_counter() - start
     return _record(experiment, claim, attack, tally, seconds)
@@ -223,7 +225,8 @@ def stream_choice(seed: int, choice: Sequence[int], most: int) -> list[int]:
 def _count(tally: Tally, run: RunResult, seed: int, claim: Claim) -> None:
     """Add the trials of a run, in order of its scores, up to the planned number."""
     scores = run.scores
-    sound = [one for one in scores if one["status"] in ("done", "unfinished") and one["images"]]
+    crashed = _crashed(run)
+    sound = [one for one in scores if _is_trial(one, crashed)]
     tally.failed += len(scores) - len(sound)
     tally.scores += sound[: claim.planned - len(tally.scores)]
     tally.seeds.append(seed)
@@ -233,6 +236,22 @@ def _count(tally: Tally, run: RunResult, seed: int, claim: Claim) -> None:
             f"run '{run.directory}' has no attacked update: its adversary heard none; "
             "see adversary.rounds, adversary.victims and server.clients_per_round"
         )
+
+
+def _is_trial(score: Record, crashed: Collection[str]) -> bool:
+    """Whether an attack shows something: that an image is lost, or that all of it found none."""
+    if score["status"] not in ("done", "unfinished"):
+        return False
+    if any(image["recovered"] for image in score["images"]):
+        return True
+    guessed = any(image["psnr_db"] is not None for image in score["images"])
+    return guessed and score.get("observation") not in crashed
+
+
+def _crashed(run: RunResult) -> set[str]:
+    """Return the updates at which a part of the attack ended by an error."""
+    records = RunDirectory(run.directory).reconstruction_records()
+    return {one["observation"] for one in records if one.get("notes", {}).get("crashed")}
 
 
 def _record(

@@ -307,3 +307,4 @@ def test_one_attack_that_crashes_does_not_end_the_others(
 
     assert found.notes["chosen"] in ("idlg", "dlg")
     assert "closed-form: crashed, IndexError: off by one" in str(found.notes["tried"])
+    assert found.notes["crashed"] == "closed-form"

@@ -1,6 +1,7 @@
 """The gate fails what leaks, passes what these attacks do not break, and says on what grounds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -9,7 +10,8 @@ import pytest
 from fedsim import gate as gating
 from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.errors import ConfigError, RunFailed
-from fedsim.gate import Claim, attack_of, gate, junit, lines_of
+from fedsim.files import replace_json
+from fedsim.gate import Claim, Tally, _count, attack_of, gate, junit, lines_of
 from fedsim.schemas.gate import GateRecord
 from fedsim.sweep.statistics import upper_bound
 
@@ -144,8 +146,34 @@ def test_attacks_that_come_to_no_guess_are_no_trials(
     monkeypatch.setattr("fedsim.driver.run", lambda _: Run())
     claim = Claim(threshold_db=15.0, tolerated=0.4, confidence=0.9)
 
-    with pytest.raises(RunFailed, match="8 attacks came to no guess, which says nothing"):
+    with pytest.raises(
+        RunFailed, match="8 attacks came to no guess, or a part of them crashed, which says"
+    ):
         gate(experiment(tmp_path), claim, attack=LINEAR, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("psnr_db", "recovered", "crashed", "counts"),
+    [
+        (9.0, False, False, True),
+        (None, False, False, False),  # a guess of NaN
+        (9.0, False, True, False),
+        (20.0, True, True, True),
+    ],
+)
+def test_a_guess_is_a_trial_if_it_shows_something(
+    psnr_db: float | None, recovered: bool, crashed: bool, counts: bool, tmp_path: Path
+) -> None:
+    image = {"psnr_db": psnr_db, "recovered": recovered}
+    score = {"observation": "one", "status": "done", "images": [image], "batch_size": 1}
+    note = {"observation": "one", "notes": {"crashed": "idlg"} if crashed else {}}
+    replace_json(tmp_path / "reconstructions" / "one--gate.json", note)
+    run = SimpleNamespace(directory=tmp_path, scores=[score])
+    tally = Tally()
+
+    _count(tally, run, 0, Claim(threshold_db=15.0))  # type: ignore[arg-type]
+
+    assert (len(tally.scores), tally.failed) == ((1, 0) if counts else (0, 1))
 
 
 def test_an_experiment_in_which_nobody_is_heard_is_refused(
