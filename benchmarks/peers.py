@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -533,6 +533,35 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+TITLES = {
+    "dlg": "LeNet of DLG, CIFAR-100, B = 1",
+    "convnet": "ConvNet, CIFAR-10",
+    "resnet": "ResNet-18, CIFAR-10",
+    "throughput": "LeNet of DLG, CIFAR-100, victims of one round, per CPU second",
+}
+"""What a table is about, by how its name begins."""
+
+
+def page(tables: Mapping[str, dict[str, Any]]) -> str:
+    """Return all tables and their ratios for a page."""
+    parts = []
+    for name, table in tables.items():
+        title = next(text for start, text in TITLES.items() if name.startswith(start))
+        parts += [f"### {name}: {title}", "", markdown(table["rows"]), ""]
+        for ours, ratios in table.get("ratios", {}).items():
+            if isinstance(ratios, dict):
+                shown = ", ".join(f"{peer} {_times(ratio)}" for peer, ratio in ratios.items())
+                parts += [f"CPU time per success, the others over {ours}: {shown}.", ""]
+            else:
+                said = f"CPU time of {ours} over our cheapest run of at least its mean PSNR: "
+                parts += [f"{said}{_times(ratios)}.", ""]
+    return "\n".join(parts)
+
+
+def _times(ratio: float | None) -> str:
+    return "not reached" if ratio is None else f"{ratio:.3g}x"
+
+
 def main() -> None:
     """Run the tables and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -551,7 +580,11 @@ def main() -> None:
         type=Path,
         help="write everything as JSON, after every table; tables that it holds already stay",
     )
+    parser.add_argument("--markdown", type=Path, help="print the tables of this file; run nothing")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(page(json.loads(arguments.markdown.read_text())["tables"]))
+        return
     torch.set_num_threads(1)
     record: dict[str, Any] = {"environment": environment(), "tables": {}}
     if arguments.output and arguments.output.is_file():  # tables that are not run now stay
