@@ -6,7 +6,6 @@ schema. Defaults live here only.
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +15,7 @@ from pydantic import Field, model_validator
 from attacks.threats import Capability
 from fedsim.catalog import nearest
 from fedsim.errors import ConfigError
-from fedsim.sections import Options, Section, checked, either, override
+from fedsim.sections import Options, Section, checked, either, override, shipped_texts
 
 
 class DataConfig(Section):
@@ -318,12 +317,7 @@ class Experiment(Section):
 
 def shipped() -> dict[str, str]:
     """Return the shipped experiments: name -> TOML text."""
-    folder = resources.files("fedsim") / "experiments"
-    return {
-        entry.name.removesuffix(".toml"): entry.read_text()
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.name.endswith(".toml")
-    }
+    return shipped_texts("experiments")
 
 
 def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -7,6 +7,7 @@ schema. Unknown keys are refused with the nearest name.
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
@@ -21,6 +22,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fedsim.catalog import nearest
 from fedsim.errors import ConfigError
+
+
+def shipped_texts(folder: str) -> dict[str, str]:
+    """Return the TOML files that lie in a folder of this package: name -> text, in order."""
+    entries = (resources.files("fedsim") / folder).iterdir()
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text()
+        for entry in sorted(entries, key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
 
 
 def _finite_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def build(swept: "Swept") -> Path:
         attackers=swept.sweep.attackers.by_role(),
         roles=roles,
         cells=shown,
-        most_images=max(one.num_images for row in record.cells for one in row.attackers.values()),
+        images=_how_many_images(record.cells),
         most_db=MOST_DB,
         headline=headline(record.cells, record.success_threshold_db),
         frontier=_frontier(swept),
@@ -77,6 +77,15 @@ def build(swept: "Swept") -> Path:
     )
     replace_bytes(swept.page, page.encode())
     return swept.page
+
+
+def _how_many_images(cells: Sequence[SweepCell]) -> str:
+    """Return the number of images that each attacker attacked in a cell, or the range of it."""
+    numbers = {one.num_images for row in cells for one in row.attackers.values()} - {0}
+    if not numbers:
+        return "0"
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def headline(cells: Sequence[SweepCell], threshold_db: float) -> str:

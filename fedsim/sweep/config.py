@@ -8,7 +8,6 @@ base says, key by key; `defenses` of several axes are chained in the order of th
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +16,7 @@ from pydantic import Field, model_validator
 from fedsim.catalog import nearest
 from fedsim.config import AttackConfig, Experiment, shipped
 from fedsim.errors import ConfigError
-from fedsim.sections import Options, Section, checked, override
+from fedsim.sections import Options, Section, checked, override, shipped_texts
 
 Role = Literal["plain", "adaptive", "auto"]
 """The three attackers: one that is not told of the defense, one that is, and the strongest."""
@@ -153,12 +152,7 @@ class Sweep(Section):
 
 def shipped_sweeps() -> dict[str, str]:
     """Return the shipped sweeps: name -> TOML text."""
-    folder = resources.files("fedsim") / "sweeps"
-    return {
-        entry.name.removesuffix(".toml"): entry.read_text()
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.name.endswith(".toml")
-    }
+    return shipped_texts("sweeps")
 
 
 def read_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Sweep:
