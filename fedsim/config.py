@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from attacks.threats import Capability
 from fedsim.catalog import nearest
 from fedsim.errors import ConfigError
+from fedsim.protocols import SERVER
 from fedsim.sections import Options, Section, checked, either, override, shipped_texts
 
 
@@ -111,6 +112,32 @@ class ClientsConfig(Section):
         return self
 
 
+class TopologyConfig(Section):
+    """Who talks to whom."""
+
+    name: str = SERVER
+    """`server` for a parameter server in the middle; or a graph of peers without one, a name from
+    `fedsim list topologies`, or `package.module:Name` of your own."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the graph, such as `degree`."""
+    mixing: str = "metropolis"
+    """Weights with which peers average, a name from `fedsim list mixings`."""
+    resample_every: Annotated[int, Field(ge=1)] | None = None
+    """Draw the graph anew after so many rounds; unset means never."""
+
+
+class ProtocolConfig(Section):
+    """How participants train together."""
+
+    name: str = SERVER
+    """`server` for a parameter server, whose strategy is `server.strategy`; or a protocol between
+    peers, a name from `fedsim list protocols`, or `package.module:Name` of your own."""
+    options: Options = Field(default_factory=dict)
+    """Settings of the protocol, such as `order`."""
+    start: Literal["same", "own"] = "same"
+    """Whether peers begin with the same weights, or each with its own."""
+
+
 class ServerConfig(Section):
     """What the server does in a round."""
 
@@ -167,7 +194,15 @@ class AdversaryConfig(Section):
         Literal["all"] | list[Annotated[int, Field(ge=0)]],
         either("'all' or a list of whole numbers from 0"),
     ] = "all"
-    """Clients whose messages it keeps."""
+    """Clients whose messages it keeps; among peers, those whose updates it tries to isolate."""
+    peers: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Peers at which it sits: one for a neighbour, several for a coalition; empty means peer 0, or
+    peers 0 and 1."""
+    links: Annotated[
+        Literal["all"] | list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]],
+        either("'all' or a list of pairs of peers"),
+    ] = "all"
+    """Links between peers that it taps, as pairs; each is heard in both directions."""
     grants: list[Capability] = Field(default_factory=list)
     """Capabilities beyond those of the threat model; `labels` is an oracle and shown as one."""
     told_defense: Literal["settings", "names"] = "settings"
@@ -255,6 +290,8 @@ class Experiment(Section):
     partition: PartitionConfig = PartitionConfig()
     training: TrainingConfig = TrainingConfig()
     clients: ClientsConfig = ClientsConfig()
+    topology: TopologyConfig = TopologyConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     adversary: AdversaryConfig = AdversaryConfig()
@@ -264,6 +301,26 @@ class Experiment(Section):
     """Defenses, in the order in which they act."""
     score: ScoreConfig = ScoreConfig()
     output: OutputConfig = OutputConfig()
+
+    @property
+    def decentralised(self) -> bool:
+        """Whether peers train without a parameter server."""
+        return self.protocol.name != SERVER
+
+    @model_validator(mode="after")
+    def _topology_and_protocol_agree(self) -> Self:
+        if (self.topology.name == SERVER) == (self.protocol.name == SERVER):
+            return self
+        if self.protocol.name == SERVER:
+            raise ValueError(
+                f"protocol.name must be a protocol between peers on topology "
+                f"'{self.topology.name}', got '{SERVER}'; set it to 'd-psgd', or another from "
+                "`fedsim list protocols`"
+            )
+        raise ValueError(
+            f"topology.name must be a graph of peers for protocol '{self.protocol.name}', got "
+            f"'{SERVER}'; set it to 'ring', or another from `fedsim list topologies`"
+        )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
