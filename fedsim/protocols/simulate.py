@@ -4,6 +4,7 @@ It is what the federation is tested against, and how an adversary learns what de
 on vectors of coefficients, every message says how it depends on the updates of the peers.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,7 +19,7 @@ class MixingNetwork(Network, Protocol):
     """A network whose peers know with which weights to average."""
 
     def mixing(self, server_round: int) -> np.ndarray:
-        """Return the mixing matrix (N, N) of a round, float64; row i holds the weights of peer i."""
+        """Return the mixing matrix of a round, (N, N), float64; row i is that of peer i."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def simulate(
         places = [
             replace(
                 place(network, me, number, members, learning_rate=learning_rate, seed=seed),
-                local=lambda model, me=me, number=number: local(me, number, model),
+                local=functools.partial(local, me, number),
                 moves_weights=moves_weights,
             )
             for me in members
