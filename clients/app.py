@@ -6,15 +6,16 @@ from typing import cast
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from attacks.threats import Capability
 from clients.checking import build_checks, inspect
 from clients.checks.alarm import Alarm, Check
 from clients.defending import defend
-from clients.local_training import LocalUpdate, local_update
+from clients.local_training import local_update
 from clients.memory import Memory
 from clients.participant import Participant, participant
+from clients.peer import Peer
+from clients.sealing import seal
 from clients.secure_aggregation import SecureClient, dropped
-from fedsim import truth
+from fedsim import peer_wire
 from fedsim.config import ClientsConfig, Experiment
 from fedsim.defenses import (
     Defense,
@@ -25,12 +26,11 @@ from fedsim.defenses import (
     with_penalties,
 )
 from fedsim.ledger import participations
+from fedsim.peers import federation
 from fedsim.privacy import Accounted, share_of
-from fedsim.records import RunDirectory
 from fedsim.secure_sum import messages as secure_messages
 from fedsim.secure_sum.settings import Stage, settings_of
 from fedsim.tasks import evaluate
-from fedsim.threat import threat_of
 from fedsim.wire import (
     ARRAYS,
     BUFFERS,
@@ -120,6 +120,31 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.train(peer_wire.STEP)
+def step_among_peers(message: Message, context: Context) -> Message:
+    """Take a hop of the protocol between peers."""
+    return _peer(message, context).step(message)
+
+
+@app.query(peer_wire.REPORT)
+def report_model(message: Message, context: Context) -> Message:
+    """Tell the simulator the model of this peer."""
+    return _peer(message, context).report(message)
+
+
+@app.query(peer_wire.ADOPT)
+def adopt_model(message: Message, context: Context) -> Message:
+    """Begin anew from another peer's model."""
+    return _peer(message, context).adopt(message)
+
+
+def _peer(message: Message, context: Context) -> Peer:
+    text = str(context.run_config[EXPERIMENT])
+    me = participant(text, _number(context))
+    run = read_run_directory(context.run_config, message.content.config_records[CONFIG])
+    return Peer(me=me, federation=federation(text), chain=chain_for(me), run=run, context=context)
+
+
 @app.query(secure_messages.ADVERTISE_KEYS)
 def advertise_keys(message: Message, context: Context) -> Message:
     """Secure aggregation, first stage: send public keys."""
@@ -160,14 +185,6 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     accuracy, loss = evaluate(me.model, me.inputs, me.labels)
     metrics = MetricRecord({NUM_EXAMPLES: len(me.inputs), "accuracy": accuracy, "loss": loss})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
-
-
-def seal(run: RunDirectory, me: Participant, server_round: int, update: LocalUpdate) -> None:
-    """Put the private batch away for scoring, and hand an oracle the labels if it is granted."""
-    inputs, labels = me.inputs[update.used], me.labels[update.used]
-    truth.seal(run, server_round, me.name, inputs, labels)
-    if Capability.LABELS in threat_of(me.experiment).grants:
-        run.write_oracle_labels(server_round, me.name, labels)
 
 
 @lru_cache(maxsize=2)

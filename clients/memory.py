@@ -1,4 +1,4 @@
-"""What a client's defenses remember from round to round.
+"""What a client, or its defenses, remember from round to round.
 
 It lies in the run directory, in a folder that its owner alone may enter, one file per round: a run
 that is resumed after a kill goes back to what was remembered before the round it repeats. Without
@@ -16,7 +16,6 @@ from fedsim.files import read_tensors, replace_tensors
 from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
 
-_STATE = "fedsim-memory"
 _KEPT = 2
 """Rounds of a client whose memory is kept: the last one, and the one before it."""
 
@@ -26,10 +25,10 @@ Remembered = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Memory:
-    """One client's memory.
+    """One memory of one client.
 
     Attributes:
-        client: As records call it.
+        client: As records call it, with what is remembered where that is not its defenses'.
         run: Where it lies; None for Flower's state.
         state: Flower's state of this node.
     """
@@ -41,7 +40,7 @@ class Memory:
     def load(self, server_round: int) -> Remembered:
         """Return what was remembered before this round; nothing at first."""
         if self.run is None:
-            record = self.state.array_records.get(_STATE)
+            record = self.state.array_records.get(self._key)
             return _by_title(to_tensors(record) if record is not None else {})
         earlier = [path for path in self._paths(self.run) if _round(path.stem) < server_round]
         return _by_title(read_tensors(earlier[-1])[0] if earlier else {})
@@ -55,7 +54,7 @@ class Memory:
         }
         if self.run is None:
             if flat:
-                self.state[_STATE] = to_record(flat)
+                self.state[self._key] = to_record(flat)
             return
         if not flat:
             return
@@ -64,6 +63,10 @@ class Memory:
         replace_tensors(folder / f"{self.client}-round-{server_round:05d}.safetensors", flat)
         for old in self._paths(self.run)[:-_KEPT]:
             old.unlink(missing_ok=True)
+
+    @property
+    def _key(self) -> str:
+        return f"fedsim-memory-{self.client}"
 
     def _paths(self, run: RunDirectory) -> list[Path]:
         return sorted(run.memory.glob(f"{self.client}-round-*.safetensors"))

@@ -7,14 +7,43 @@ the attack workers refuse to open files below `truth/`.
 import torch
 from torch import Tensor
 
-from fedsim.files import read_tensors, replace_tensors
+from attacks.observation import Tensors
+from fedsim.files import part_of, read_tensors, replace_tensors
 from fedsim.records import EVERYBODY, RunDirectory
 
 
-def seal(run: RunDirectory, server_round: int, client: str, inputs: Tensor, labels: Tensor) -> None:
-    """Write one client's private batch: inputs (B, C, H, W) in [0, 1], labels (B,) int64."""
+def seal(
+    run: RunDirectory,
+    server_round: int,
+    client: str,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    update: Tensors | None = None,
+    weights: Tensors | None = None,
+) -> None:
+    """Write one client's private batch: inputs (B, C, H, W) in [0, 1], labels (B,) int64.
+
+    Of a peer, write the update as well, and the weights that it was computed at, both by parameter
+    name: its neighbours must isolate them, and how well they did is scored.
+    """
     path = run.root / "truth" / f"round-{server_round:05d}-{client}.safetensors"
-    replace_tensors(path, {"inputs": inputs, "labels": labels})
+    tensors = {"inputs": inputs, "labels": labels}
+    tensors |= {f"update/{name}": tensor for name, tensor in (update or {}).items()}
+    tensors |= {f"weights/{name}": tensor for name, tensor in (weights or {}).items()}
+    replace_tensors(path, tensors)
+
+
+def unseal_update(
+    run: RunDirectory, server_round: int, client: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """Return a peer's update and the weights it was computed at; None if none was sealed."""
+    path = run.root / "truth" / f"round-{server_round:05d}-{client}.safetensors"
+    if not path.is_file():
+        return None
+    tensors, _ = read_tensors(path)
+    update, weights = part_of(tensors, "update"), part_of(tensors, "weights")
+    return (update, weights) if update else None
 
 
 def unseal(run: RunDirectory, server_round: int, client: str) -> tuple[Tensor, Tensor] | None:

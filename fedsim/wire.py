@@ -204,6 +204,18 @@ def read_update(
     )
 
 
+def read_training_metrics(
+    content: RecordDict, *, reports_loss: bool = True
+) -> tuple[int, float | None]:
+    """Check and unpack what a participant says of its training: examples, and mean loss.
+
+    Raises:
+        BadReply: One of them is missing, not a number, or there are no examples.
+    """
+    metrics = _metrics(content, (NUM_EXAMPLES, TRAIN_LOSS) if reports_loss else (NUM_EXAMPLES,))
+    return int(metrics[NUM_EXAMPLES]), metrics.get(TRAIN_LOSS)
+
+
 def read_metrics(content: RecordDict) -> dict[str, float]:
     """Check and unpack the metrics of an evaluation reply.
 
@@ -239,25 +251,38 @@ def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
         raise BadReply(f"the update has {some_of(extra)}, which the model does not")
     tensors = {}
     for name, template in expected.items():
-        array = record[name]
-        size = template.numel() * template.element_size()
-        # before decoding, so that no reply makes us allocate more than the model's own size
-        if len(array.data) > size + _HEADER_ALLOWANCE:
-            raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
-        try:
-            tensor = _unpack(array, template) if array.stype == PACKED else _decode(array)
-        except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
-            raise BadReply(f"'{name}' cannot be decoded: {error}") from error
-        if tensor.shape != template.shape:
-            raise BadReply(
-                f"'{name}' must have shape {tuple(template.shape)}, got {tuple(tensor.shape)}"
-            )
-        if tensor.dtype != template.dtype:
-            raise BadReply(f"'{name}' must be {template.dtype}, got {tensor.dtype}")
-        if not torch.isfinite(tensor).all():
-            raise BadReply(f"'{name}' holds NaN or infinity")
-        tensors[name] = tensor
+        tensors[name] = check_tensor(name, record[name], template)
     return tensors
+
+
+def check_tensor(name: str, array: Array, template: Tensor) -> Tensor:
+    """Check and unpack one tensor.
+
+    Args:
+        name: For messages.
+        array: As it came.
+        template: Of the shape and dtype that it must have.
+
+    Raises:
+        BadReply: It is of another form, cannot be decoded, or holds no finite numbers.
+    """
+    size = template.numel() * template.element_size()
+    # before decoding, so that no reply makes us allocate more than the model's own size
+    if len(array.data) > size + _HEADER_ALLOWANCE:
+        raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
+    try:
+        tensor = _unpack(array, template) if array.stype == PACKED else _decode(array)
+    except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
+        raise BadReply(f"'{name}' cannot be decoded: {error}") from error
+    if tensor.shape != template.shape:
+        raise BadReply(
+            f"'{name}' must have shape {tuple(template.shape)}, got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype != template.dtype:
+        raise BadReply(f"'{name}' must be {template.dtype}, got {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise BadReply(f"'{name}' holds NaN or infinity")
+    return tensor
 
 
 def run_config(experiment: Experiment, run: RunDirectory) -> UserConfig:

@@ -10,7 +10,7 @@ from fedsim.errors import FedsimError
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wire import NOTE_FAILURE, read_experiment_config, read_run_directory
-from server.rounds import train
+from server import peers, rounds
 
 app = ServerApp()
 
@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     if not run.config.is_file():
         write_plan(check(experiment), run)
     try:
-        train(experiment, run, grid)
+        (peers if experiment.decentralised else rounds).train(experiment, run, grid)
     except Exception as error:
         if context.run_config.get(NOTE_FAILURE):
             said = (

@@ -1,0 +1,405 @@
+"""A federation without a server: the clock and the relay of peers that train among themselves.
+
+Flower's participants cannot reach each other, so every message goes by way of the ServerApp. It
+hands arrays on without decoding them, aggregates nothing, and holds no model: what it asks peers
+for to tell how training goes (`peer_report`) crosses no link, and no adversary hears it.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedsim import peer_wire
+from fedsim.config import Experiment
+from fedsim.defenses import build_chain, private_clients
+from fedsim.errors import RunFailed
+from fedsim.files import Record, finite
+from fedsim.ledger import ledger_of
+from fedsim.peer_wire import Addressed, deliver, posts_of
+from fedsim.peers import Federation, federation_of
+from fedsim.protocols.peer_protocol import MessageKind
+from fedsim.records import RunDirectory
+from fedsim.setup import shares_of
+from fedsim.tasks import evaluate
+from fedsim.wire import (
+    BUFFERS,
+    CONFIG,
+    ROUND,
+    RUN_DIRECTORY,
+    BadReply,
+    check_tensor,
+    load_state,
+    read_training_metrics,
+    shared_buffers,
+    shared_parameters,
+)
+from server import relay_checkpoint
+from server.rounds import find_clients, settled
+
+STEP = f"{MessageType.TRAIN}.{peer_wire.STEP}"
+REPORT = f"{MessageType.QUERY}.{peer_wire.REPORT}"
+ADOPT = f"{MessageType.QUERY}.{peer_wire.ADOPT}"
+
+
+def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
+    """Run every round that the run directory does not hold yet.
+
+    Raises:
+        RunFailed: Peers do not answer; what was recorded is kept.
+        ConfigError: The experiment asks for something that cannot be.
+    """
+    federation = federation_of(experiment)
+    relay = Relay(federation=federation, run=run, grid=grid, node_of=find_clients(grid, experiment))
+    resumed = relay_checkpoint.restore(run)
+    last = 0
+    if resumed is None:
+        models = relay.models(0)
+        run.append_round(relay.judged({"round": 0}, models))
+        relay_checkpoint.save(run, 0, relay.average(models), {}, set())
+    else:
+        last, relay.late, relay.behind = resumed
+    for number in range(last + 1, experiment.rounds + 1):
+        patience = experiment.server.patience
+        if patience is not None and settled(run.rounds(), patience):
+            break
+        relay.one(number)
+
+
+@dataclass
+class _Tally:
+    """What happened in a round."""
+
+    trained: dict[int, tuple[int, float | None]] = field(default_factory=dict)
+    messages: int = 0
+    num_bytes: int = 0
+    failed: set[int] = field(default_factory=set)
+    refused: int = 0
+    restarts: int = 0
+
+
+Inbox = dict[int, list[Addressed]]
+"""What waits for a peer, by its number."""
+
+Models = dict[int, tuple[Tensor, dict[str, Tensor]]]
+"""Weights as a vector (D,), and running statistics, by peer."""
+
+
+@dataclass(kw_only=True)
+class Relay:
+    """Carries what peers say to each other, hop by hop, and keeps the time.
+
+    Attributes:
+        federation: What all peers share.
+        run: Where records go.
+        grid: Where peers are reached.
+        node_of: Node by peer.
+        late: What could not be delivered yet, where the protocol wants it delivered late.
+        behind: Members of a collective that missed a round, and must begin anew.
+    """
+
+    federation: Federation
+    run: RunDirectory
+    grid: Grid
+    node_of: Mapping[int, int]
+    late: Inbox = field(default_factory=dict)
+    behind: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Build what is used in every round."""
+        self.experiment = self.federation.experiment
+        self.protocol = self.federation.protocol
+        self.network = self.federation.network
+        self.peer_of = {node: peer for peer, node in self.node_of.items()}
+        model = self.federation.start(0)
+        self.model = model
+        self.buffers = shared_buffers(model)
+        self.template = self.federation.layout.vector(shared_parameters(model))
+        chain = build_chain(self.experiment)
+        self.reports_loss = not private_clients(chain)
+        sizes = [len(share) for share in shares_of(self.experiment, self.federation.task)]
+        self.ledger = ledger_of(self.experiment, chain, sizes)
+        self.round = 0
+
+    # a round
+
+    def one(self, number: int) -> None:
+        """Run one round and record it."""
+        start = time.perf_counter()
+        self.round = number
+        tally = _Tally()
+        members = self._gather(tally)
+        members = self._play(members, tally)
+        if self.protocol.collective:
+            self.behind = set(self.node_of) - set(members)
+        record = self._record(tally)
+        if number % self.experiment.server.evaluate_every == 0 or number == self.experiment.rounds:
+            models = self.models(number)
+            record = self.judged(record, models)
+            average = self.average(models)
+        else:
+            average = None
+        # in this order: killed in between, a resumed run repeats the round and its record counts
+        self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
+        relay_checkpoint.save(self.run, number, average, self.late, self.behind)
+
+    def _gather(self, tally: _Tally) -> tuple[int, ...]:
+        """Return who takes part; one that missed a round of a collective gets a model first."""
+        everybody = tuple(self.node_of)
+        if not self.behind:
+            return everybody
+        up_to_date = [peer for peer in everybody if peer not in self.behind]
+        if not up_to_date:  # all of them stand where the last whole round left them
+            return everybody
+        for peer in sorted(self.behind):
+            helper = next(
+                (one for one in self._neighbours(peer) if one in up_to_date), up_to_date[0]
+            )
+            self._catch_up(peer, helper, tally)
+        return tuple(peer for peer in everybody if peer not in self.behind)
+
+    def _catch_up(self, peer: int, helper: int, tally: _Tally) -> None:
+        """Have one peer begin anew from the model of another."""
+        answers = self._ask(REPORT, {helper: RecordDict()}, tally)
+        if helper not in answers:
+            return
+        said = Addressed(
+            sender=helper,
+            to=(peer,),
+            round=self.round,
+            hop=0,
+            arrays=answers[helper].array_records[peer_wire.MODEL],
+            about=peer_wire.about(MessageKind.MODEL),
+        )
+        content = RecordDict()
+        deliver(content, [said])
+        self._count([said], tally)
+        if peer in self._ask(ADOPT, {peer: content}, tally):
+            self.behind.discard(peer)
+            self._note("caught-up", f"began anew from the model of peer {helper}", peer)
+
+    def _play(self, members: tuple[int, ...], tally: _Tally) -> tuple[int, ...]:
+        """Carry out the hops of a round; return who was there until the end."""
+        inbox: Inbox = {}
+        hop = 0
+        while hop <= self.protocol.num_hops(len(members)):
+            speaks = hop < self.protocol.num_hops(len(members))
+            contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
+            answers = self._ask(STEP, contents, tally)
+            for peer, content in answers.items():
+                self._note_refused(content, tally, peer)
+            lost = [peer for peer in members if peer not in answers]
+            members = tuple(peer for peer in members if peer in answers)
+            if self.protocol.delivers_late and hop > 0:
+                self.late = {peer: inbox[peer] for peer in inbox if peer not in answers}
+            if not members:
+                break
+            if lost and self.protocol.collective and hop > 0:
+                tally.restarts += 1
+                self._note_restart(lost, len(members))
+                hop, inbox = 1, {}
+                continue
+            inbox = self._route(answers, hop, members, tally) if speaks else {}
+            hop += 1
+        return members
+
+    def _message(
+        self, hop: int, speaks: bool, members: Sequence[int], inbox: Inbox, peer: int
+    ) -> RecordDict:
+        content = RecordDict()
+        content[CONFIG] = ConfigRecord(
+            {
+                **self._config(),
+                peer_wire.HOP: hop,
+                peer_wire.SPEAKS: speaks,
+                peer_wire.MEMBERS: list(members),
+            }
+        )
+        deliver(content, inbox.get(peer, []))
+        return content
+
+    def _config(self) -> dict[str, int | str]:
+        return {ROUND: self.round, RUN_DIRECTORY: str(self.run.root.resolve())}
+
+    def _route(
+        self, answers: Mapping[int, RecordDict], hop: int, members: Sequence[int], tally: _Tally
+    ) -> Inbox:
+        """Return what waits for whom: what was said in this hop, and what is late."""
+        inbox: Inbox = {peer: list(said) for peer, said in self.late.items()}
+        self.late = {}
+        for sender in sorted(answers):
+            receivers = [receiver for one, receiver in self._edges(members) if one == sender]
+            said = posts_of(
+                answers[sender],
+                sender=sender,
+                server_round=self.round,
+                hop=hop,
+                receivers=receivers,
+            )
+            self._count(said, tally)
+            for one in said:
+                for receiver in one.to:
+                    inbox.setdefault(receiver, []).append(one)
+        return inbox
+
+    def _edges(self, members: Sequence[int]) -> list[tuple[int, int]]:
+        """Return who may speak to whom in this round."""
+        if self.protocol.collective and len(members) < len(self.node_of):
+            # a ring or tree that lost a member is closed over the gap
+            return [(one, other) for one in members for other in members if one != other]
+        return list(self.network.edges(self.round))
+
+    def _neighbours(self, peer: int) -> list[int]:
+        return [sender for sender, receiver in self.network.edges(self.round) if receiver == peer]
+
+    # asking
+
+    def _ask(
+        self, message_type: str, contents: Mapping[int, RecordDict], tally: _Tally | None = None
+    ) -> dict[int, RecordDict]:
+        """Send each peer its message; return the sound answers, in order of peer."""
+        messages = [
+            Message(content, self.node_of[peer], message_type)
+            for peer, content in sorted(contents.items())
+        ]
+        timeout = self.experiment.server.reply_timeout_s
+        answers: dict[int, RecordDict] = {}
+        silent = set(contents)
+        for reply in self.grid.send_and_receive(messages, timeout=timeout):
+            peer = self.peer_of.get(reply.metadata.src_node_id)
+            if peer not in silent:
+                continue
+            silent.discard(peer)
+            if reply.has_error():
+                self._note("client-failed", reply.error.reason, peer)
+                continue
+            try:
+                self._note_training(peer, reply.content, tally)
+            except BadReply as error:
+                self._note("reply-rejected", str(error), peer)
+                continue
+            answers[peer] = reply.content
+        for peer in sorted(silent):
+            self._note("no-reply", f"no reply within {timeout:g} s", peer)
+        if tally is not None:
+            tally.failed |= set(contents) - set(answers)
+        return dict(sorted(answers.items()))
+
+    def _note_training(self, peer: int, content: RecordDict, tally: _Tally | None) -> None:
+        config = content.config_records.get(CONFIG)
+        if tally is None or config is None or not config.get(peer_wire.TRAINED):
+            return
+        tally.trained[peer] = read_training_metrics(content, reports_loss=self.reports_loss)
+
+    def _note_refused(self, content: RecordDict, tally: _Tally, peer: int) -> None:
+        lines = content.config_records[CONFIG].get(peer_wire.REFUSED)
+        for line in lines if isinstance(lines, list) else []:
+            tally.refused += 1
+            self._note("message-refused", f"refused what it heard from peer {line}", peer)
+
+    def _count(self, said: Iterable[Addressed], tally: _Tally) -> None:
+        for one in said:
+            tally.messages += len(one.to)
+            tally.num_bytes += len(one.to) * one.num_bytes
+
+    # telling how it goes
+
+    def models(self, number: int) -> Models:
+        """Ask every peer for its model; leave out those that do not tell a sound one."""
+        content = RecordDict({CONFIG: ConfigRecord({**self._config(), ROUND: number})})
+        answers = self._ask(REPORT, dict.fromkeys(self.node_of, content))
+        models: Models = {}
+        for peer, answer in answers.items():
+            try:
+                vector = check_tensor(
+                    "model",
+                    answer.array_records[peer_wire.MODEL][peer_wire.MODEL],
+                    self.template,
+                )
+                stored = answer.array_records[BUFFERS]
+                buffers = {
+                    name: check_tensor(name, stored[name], template)
+                    for name, template in self.buffers.items()
+                }
+            except (BadReply, KeyError) as error:
+                self._note("reply-rejected", f"its model cannot be read: {error}", peer)
+                continue
+            models[peer] = (vector, buffers)
+        if not models:
+            raise RunFailed(f"round {number}: no peer told a sound model; events.jsonl says why")
+        return models
+
+    def average(self, models: Models) -> dict[str, Tensor]:
+        """Return the mean of all models, by name, running statistics included."""
+        vectors = torch.stack([vector for vector, _ in models.values()])
+        mean = vectors.double().mean(dim=0).to(vectors.dtype)
+        buffers = {
+            name: torch.stack([own[name] for _, own in models.values()]).double().mean(dim=0)
+            for name in self.buffers
+        }
+        return self.federation.layout.tensors(mean) | {
+            name: tensor.to(self.buffers[name].dtype) for name, tensor in buffers.items()
+        }
+
+    def judged(self, record: Record, models: Models) -> Record:
+        """Return `record` with the accuracy of the mean model and of each peer, and consensus."""
+        accuracy, loss = self._evaluate(self.average(models))
+        vectors = torch.stack([vector for vector, _ in models.values()]).double()
+        apart = (vectors - vectors.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+        own = {
+            peer: self._evaluate(self.federation.layout.tensors(vector) | buffers)[0]
+            for peer, (vector, buffers) in models.items()
+        }
+        return record | {
+            "accuracy": accuracy,
+            "loss": finite(loss),
+            "consensus_distance": finite(float(apart)),
+            "peer_accuracy": [own.get(peer) for peer in self.node_of],
+        }
+
+    def _evaluate(self, state: Mapping[str, Tensor]) -> tuple[float, float]:
+        load_state(self.model, state)
+        data = self.federation.task.data
+        return evaluate(self.model, data.test_inputs, data.test_labels)
+
+    def _record(self, tally: _Tally) -> Record:
+        losses = [(count, loss) for count, loss in tally.trained.values() if loss is not None]
+        total = sum(count for count, _ in losses)
+        record: Record = {
+            "round": self.round,
+            "train_loss": (
+                finite(sum(count * loss for count, loss in losses) / total) if total else None
+            ),
+            "clients": sorted(tally.trained),
+            "failed": sorted(tally.failed),
+            "rejected": tally.refused,
+            "messages": tally.messages,
+            "bytes_between": tally.num_bytes,
+        }
+        if self.network.varies:
+            links = {(min(edge), max(edge)) for edge in self.network.edges(self.round)}
+            record["links"] = sorted(links)
+        if self.ledger is not None:
+            record |= self.ledger.spent(self.round).record()
+        return record
+
+    def _note_restart(self, lost: Sequence[int], left: int) -> None:
+        names = ", ".join(map(str, lost))
+        self.run.append_event(
+            "begun-again",
+            f"round {self.round}: peers {names} were lost; the {left} that are left began again",
+            round=self.round,
+            clients=list(lost),
+        )
+
+    def _note(self, kind: str, message: str, peer: int) -> None:
+        self.run.append_event(
+            kind,
+            f"round {self.round}, peer {peer}: {message}",
+            round=self.round,
+            client=peer,
+        )
