@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.protocols.peer_protocol import Here, MessageKind, Network, Parcel, Post, State
+from fedsim.protocols.peer_protocol import Here, Links, MessageKind, Network, Parcel, Post, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class DecentralisedPSGD:
     def check(self, network: Network) -> None:
         """Any graph will do."""
 
-    def num_hops(self, num_members: int) -> int:
+    def num_hops(self, num_members: int, links: Links = ()) -> int:
         """One, among any number."""
-        del num_members
+        del num_members, links
         return 1
 
     def begin(self, start: Tensor) -> State:

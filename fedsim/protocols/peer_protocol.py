@@ -19,6 +19,9 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 """What a peer remembers between hops and rounds, by name; never modified in place."""
 
+Links = Sequence[tuple[int, int]]
+"""(sender, receiver) of every direction of every link, in order."""
+
 
 class MessageKind(StrEnum):
     """What a message between peers holds, and under which names."""
@@ -84,6 +87,8 @@ class Here:
         seed: For choices of the protocol, from streams named by round and peer.
         local: (model (D,)) -> the update (D,) that training on this peer's batch comes to: the
             gradient, after its defenses; or the change of weights, for `moves_weights`.
+        links: Those of the whole graph in this round, for a protocol that must know its place in
+            it; also those of peers that have failed.
         moves_weights: Whether `local` returns a change of weights in place of a gradient.
     """
 
@@ -97,6 +102,7 @@ class Here:
     learning_rate: float
     seed: int
     local: Callable[[Tensor], Tensor]
+    links: Links = ()
     moves_weights: bool = False
 
     def moved(self, model: Tensor, update: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ class Network(Protocol):
     def name(self) -> str:
         """As experiments name it."""
 
-    def edges(self, server_round: int) -> Sequence[tuple[int, int]]:
+    def edges(self, server_round: int) -> Links:
         """Return (sender, receiver) of every direction of every link in a round, in order."""
 
 
@@ -172,8 +178,8 @@ class PeerProtocol(Protocol):
             ValueError: It cannot; the message says what it needs.
         """
 
-    def num_hops(self, num_members: int) -> int:
-        """Return the hops of a round among so many members."""
+    def num_hops(self, num_members: int, links: Links = ()) -> int:
+        """Return the hops of a round among so many members of a graph with these links."""
 
     def begin(self, start: Tensor) -> State:
         """Return what a peer remembers before the first round, given the weights it starts from."""

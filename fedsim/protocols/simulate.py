@@ -5,8 +5,8 @@ on vectors of coefficients, every message says how it depends on the updates of 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -66,36 +66,122 @@ def simulate(
         moves_weights: Whether `local` returns a change of weights in place of a gradient.
     """
     states = [protocol.begin(start) for start in starts]
-    members = tuple(range(len(starts)))
     for number in range(1, rounds + 1):
-        places = [
-            replace(
-                place(network, me, number, members, learning_rate=learning_rate, seed=seed),
+        played = play_round(
+            protocol,
+            network,
+            states,
+            local,
+            number,
+            learning_rate=learning_rate,
+            seed=seed,
+            moves_weights=moves_weights,
+        )
+        states = list(played.states)
+        yield played
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What went wrong, as far as it is known.
+
+    A peer is called once per hop: it takes what was said in the hop before, and speaks. After the
+    last hop it is called once more, to listen.
+
+    Attributes:
+        failed: (round, peer) -> the hop of the first call that it did not answer, from 0; from
+            then on it takes no part in the round. A collective begins again at hop 1.
+        lost: (round, hop, sender, receiver) of messages that were sent and did not count.
+    """
+
+    failed: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    lost: Collection[tuple[int, int, int, int]] = ()
+
+
+def play_round(
+    protocol: PeerProtocol,
+    network: MixingNetwork,
+    states: Sequence[State],
+    local: Callable[[int, int, Tensor], Tensor],
+    number: int,
+    *,
+    learning_rate: float,
+    seed: int = 0,
+    moves_weights: bool = False,
+    faults: Faults | None = None,
+    late: list[Said] | None = None,
+) -> PlayedRound:
+    """Play one round.
+
+    Args:
+        protocol: Says who says what.
+        network: Says who may speak to whom.
+        states: What each peer remembers, by number; not modified.
+        local: (peer, round, model) -> the update of that peer at this model, shaped like it.
+        number: The round, from 1.
+        learning_rate: Step size.
+        seed: For choices of the protocol.
+        moves_weights: Whether `local` returns a change of weights in place of a gradient.
+        faults: What went wrong; None for nothing.
+        late: What waits for receivers that failed, where the protocol delivers late; the round
+            takes out what it delivers and leaves what it cannot.
+    """
+    faults, late = faults or Faults(), [] if late is None else late
+    states, members = list(states), tuple(range(len(states)))
+    places = [
+        place(network, me, number, members, learning_rate=learning_rate, seed=seed)
+        for me in members
+    ]
+    said: list[Said] = []
+    inbox: list[Said] = []
+    hop = 0
+    while True:
+        answer = tuple(one for one in members if faults.failed.get((number, one), hop + 1) > hop)
+        if protocol.collective and hop > 0 and len(answer) < len(members):
+            hop, inbox = 1, []
+        members = answer
+        num_hops = protocol.num_hops(len(members), network.edges(number)) if members else hop
+        here = {
+            me: replace(
+                places[me],
+                hop=hop,
+                members=members,
                 local=functools.partial(local, me, number),
                 moves_weights=moves_weights,
             )
             for me in members
-        ]
-        said: list[Said] = []
-        for hop in range(protocol.num_hops(len(members))):
-            here = [replace(one, hop=hop) for one in places]
-            spoken = [protocol.speak(states[me], here[me]) for me in members]
-            heard: list[dict[int, list[Parcel]]] = [{} for _ in members]
-            for sender, (_, posts) in enumerate(spoken):
-                for post in posts:
-                    for receiver in post.to:
-                        heard[receiver].setdefault(sender, []).append(post.parcel)
-                        said.append(
-                            Said(
-                                round=number,
-                                hop=hop,
-                                sender=sender,
-                                receiver=receiver,
-                                parcel=post.parcel,
-                            )
-                        )
-            states = [protocol.listen(spoken[me][0], heard[me], here[me]) for me in members]
-        yield PlayedRound(round=number, said=said, states=states)
+        }
+        if hop > 0:
+            for me in members:
+                states[me] = protocol.listen(
+                    states[me], _heard(inbox, me), replace(here[me], hop=hop - 1)
+                )
+            if protocol.delivers_late:
+                late += [one for one in inbox if one.receiver not in members]
+        if hop == num_hops:
+            break
+        inbox = [*late]
+        late.clear()
+        for me in members:
+            states[me], posts = protocol.speak(states[me], here[me])
+            new = [
+                Said(round=number, hop=hop, sender=me, receiver=receiver, parcel=post.parcel)
+                for post in posts
+                for receiver in post.to
+            ]
+            said += new
+            inbox += [one for one in new if (number, hop, me, one.receiver) not in faults.lost]
+        hop += 1
+    return PlayedRound(round=number, said=said, states=states)
+
+
+def _heard(inbox: Sequence[Said], me: int) -> dict[int, list[Parcel]]:
+    """Return what was said to a peer, by sender in order; of each, the oldest first."""
+    heard: dict[int, list[Parcel]] = {}
+    for one in sorted(inbox, key=lambda one: (one.sender, one.round, one.hop)):
+        if one.receiver == me:
+            heard.setdefault(one.sender, []).append(one.parcel)
+    return heard
 
 
 def place(
@@ -131,6 +217,7 @@ def place(
         learning_rate=learning_rate,
         seed=seed,
         local=_nothing_to_train,
+        links=edges,
     )
 
 

@@ -1,0 +1,98 @@
+"""Push-sum, against what it must conserve."""
+
+import torch
+
+from fedsim.protocols.peer_protocol import MessageKind, Parcel
+from fedsim.protocols.push_sum import PushSum
+from fedsim.protocols.simulate import place
+from tests.fedsim.protocols.playing import (
+    complete,
+    counted,
+    models,
+    own_starts,
+    play,
+    quadratics,
+    random_graph,
+    same_starts,
+)
+
+
+def test_mass_and_numerators_are_conserved_on_a_directed_graph() -> None:
+    starts = own_starts(9)
+
+    played = play(PushSum(), random_graph(9, 4, directed=True), starts, rounds=200)
+
+    for one in played:
+        mass = torch.cat([state["mass"] for state in one.states]).sum()
+        numerator = torch.stack([state["numerator"] for state in one.states]).sum(0)
+        assert abs(float(mass) - 9) <= 1e-12 * 9
+        torch.testing.assert_close(numerator, torch.stack(starts).sum(0), rtol=0, atol=1e-12)
+
+
+def test_models_converge_to_the_mean_on_a_directed_graph() -> None:
+    starts, network = own_starts(9), random_graph(9, 4, directed=True)
+
+    last = play(PushSum(), network, starts, rounds=300)[-1]
+
+    mean = torch.stack(starts).mean(0).expand(9, -1)
+    torch.testing.assert_close(models(PushSum(), last), mean, rtol=0, atol=1e-12)
+    assert not torch.allclose(last.states[0]["mass"], last.states[1]["mass"])  # weights are uneven
+
+
+def test_on_a_complete_graph_it_is_sgd_of_the_mean() -> None:
+    losses = quadratics(4)
+
+    played = play(PushSum(), complete(4), same_starts(4), losses.gradient, rounds=3)
+
+    model = same_starts(1)[0]
+    for one in played:
+        model = model - 0.1 * sum(losses.gradient(peer, 1, model) for peer in range(4)) / 4
+        torch.testing.assert_close(models(PushSum(), one), model.expand(4, -1))
+
+
+def test_steps_move_the_sum_of_numerators_by_the_sum_of_gradients() -> None:
+    starts, local = own_starts(5, 7), counted()
+
+    (played,) = play(PushSum(), random_graph(5, 1, directed=True), starts, local)
+
+    after = torch.stack([state["numerator"] for state in played.states]).sum(0)
+    gradients = sum(local(peer, 1, starts[peer]) for peer in range(5))
+    torch.testing.assert_close(after, torch.stack(starts).sum(0) - 0.1 * gradients)
+
+
+def test_shares_that_come_late_are_all_added() -> None:
+    here = place(complete(3), 1, 1, range(3), learning_rate=0.1, seed=0)
+    share = Parcel(
+        kind=MessageKind.SHARE,
+        tensors={
+            "numerator": torch.tensor([2.0]),
+            "mass": torch.tensor([0.25], dtype=torch.float64),
+        },
+    )
+
+    after = PushSum().listen(PushSum().begin(torch.tensor([1.0])), {0: [share, share]}, here)
+
+    assert after["numerator"].tolist() == [5.0]
+    assert after["mass"].tolist() == [1.5]
+
+
+def test_the_quotient_heard_is_the_senders_model_after_its_step() -> None:
+    losses, network = quadratics(6), random_graph(6, 2, directed=True)
+
+    first, then = play(PushSum(), network, own_starts(6), losses.gradient, rounds=2)
+
+    for one in then.said:
+        before = first.states[one.sender]
+        z = PushSum().model(before)
+        step = 0.1 * losses.gradient(one.sender, 2, z) / before["mass"]
+        said = one.parcel.tensors
+        torch.testing.assert_close(said["numerator"] / said["mass"], z - step)
+
+
+def test_vectors_keep_their_precision_and_mass_has_its_own() -> None:
+    starts = [start.float() for start in own_starts(4)]
+
+    (played,) = play(PushSum(), complete(4), starts)
+
+    assert {state["mass"].dtype for state in played.states} == {torch.float64}
+    assert models(PushSum(), played).dtype == torch.float32
