@@ -115,6 +115,11 @@ class RunDirectory:
         return self.root / "environment.json"
 
     @property
+    def topology(self) -> Path:
+        """Who may speak to whom, in a run without a server."""
+        return self.root / "topology.json"
+
+    @property
     def summary(self) -> Path:
         """What came out, in one document."""
         return self.root / "summary.json"

@@ -186,8 +186,9 @@ class Relay:
         """Carry out the hops of a round; return who was there until the end."""
         inbox: Inbox = {}
         hop = 0
-        while hop <= self.protocol.num_hops(len(members)):
-            speaks = hop < self.protocol.num_hops(len(members))
+        links = self.network.edges(self.round)
+        while hop <= (num_hops := self.protocol.num_hops(len(members), links)):
+            speaks = hop < num_hops
             contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
             answers = self._ask(STEP, contents, tally)
             for peer, content in answers.items():
@@ -280,7 +281,7 @@ class Relay:
             try:
                 self._note_training(peer, reply.content, tally)
             except BadReply as error:
-                self._note("reply-rejected", str(error), peer)
+                self._note("update-rejected", str(error), peer)
                 continue
             answers[peer] = reply.content
         for peer in sorted(silent):
@@ -326,7 +327,7 @@ class Relay:
                     for name, template in self.buffers.items()
                 }
             except (BadReply, KeyError) as error:
-                self._note("reply-rejected", f"its model cannot be read: {error}", peer)
+                self._note("update-rejected", f"its model cannot be read: {error}", peer)
                 continue
             models[peer] = (vector, buffers)
         if not models:

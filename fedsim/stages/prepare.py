@@ -30,6 +30,7 @@ from fedsim.named_attacks import build_attack
 from fedsim.records import FORMAT, RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import most_distinct, most_local_steps, shares_of, task_of
+from fedsim.stages.prepare_peers import check_peers, topology_record
 from fedsim.tasks import Task
 from fedsim.threat import threat_of, threat_record
 
@@ -79,7 +80,8 @@ def _check(experiment: Experiment) -> Plan:
         raise ConfigError(f"engine.name: unknown engine '{name}'{nearest(name, ENGINES)}")
     _check_devices(experiment)
     threat = threat_of(experiment)
-    strategy = load(BUILD_STRATEGY)(experiment)  # refuses unknown names and options
+    # refuses unknown names and options
+    strategy = None if experiment.decentralised else load(BUILD_STRATEGY)(experiment)
     load(BUILD_CHECKS)(experiment.clients)  # so does this
     attacks = {config.title: build_attack(config) for config in experiment.attacks}
     join_rounds = {config.title: config.join_rounds for config in experiment.attacks}
@@ -102,6 +104,8 @@ def _check(experiment: Experiment) -> Plan:
                 "choose another attack or threat, or add it to adversary.grants"
             )
     chain = build_chain(experiment)
+    if experiment.decentralised:
+        check_peers(experiment, chain)
     task = task_of(experiment)
     shares = shares_of(experiment, task)
     _try_one_batch(experiment, task)
@@ -215,6 +219,8 @@ def write_plan(plan: Plan, run: RunDirectory) -> None:
     replace_json(run.environment, environment())
     replace_json(run.root / "threat.json", threat_record(plan.threat))
     write_knowledge(run, plan.told, granted_sample(plan))
+    if plan.experiment.decentralised:
+        replace_json(run.topology, topology_record(plan.experiment))
     replace_bytes(run.config, plan.experiment.to_toml().encode())  # last: it makes it a run
 
 
