@@ -12,7 +12,9 @@ from fedsim.defenses import DEFENSES
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError
 from fedsim.models import MODELS
+from fedsim.protocols import PROTOCOLS
 from fedsim.sweep.config import shipped_sweeps
+from fedsim.topologies import MIXINGS, TOPOLOGIES
 
 Lines = list[tuple[str, str]]
 
@@ -39,12 +41,15 @@ FAMILIES: dict[str, Callable[[], Lines]] = {
     "defenses": lambda: _table(DEFENSES),
     "engines": lambda: _table(ENGINES),
     "experiments": _experiments,
+    "mixings": lambda: _table(MIXINGS),
     "models": lambda: _table(MODELS),
     "partitions": lambda: _table(PARTITIONERS),
+    "protocols": lambda: _table(PROTOCOLS),
     "strategies": _strategies,
     "sweeps": _sweeps,
     "tasks": lambda: _table(DATASETS),
     "threats": lambda: [(name, threat.summary) for name, threat in THREATS.items()],
+    "topologies": lambda: _table(TOPOLOGIES),
 }
 """What `fedsim list` can list."""
 
