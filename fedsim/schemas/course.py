@@ -89,6 +89,20 @@ class Round(Document):
     """The probability with which epsilon may be exceeded; null without accounting."""
     privacy_unit: Literal["example", "client"] | None = None
     """Whose presence is hidden: one example's, or all of a client's."""
+    failed: list[int] = []
+    """Peers that did not answer, and sat out the rest of the round; in runs without a server, as
+    are the next four."""
+    messages: Count = 0
+    """Messages between peers, each receiver counted."""
+    bytes_between: Count = 0
+    """Array bytes of those messages."""
+    consensus_distance: float | None = None
+    """Root mean square, over peers, of the distance of a peer's weights to the mean of all; 0 when
+    all agree. `accuracy` and `loss` are those of the mean."""
+    peer_accuracy: list[Share | None] = []
+    """On the test split, of each peer's own model; null for one that did not tell it."""
+    links: list[tuple[int, int]] = []
+    """Who could talk to whom, where that changes from round to round."""
     bytes_up: Count = 0
     """Array bytes from clients."""
     bytes_down: Count = 0
