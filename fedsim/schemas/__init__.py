@@ -17,12 +17,14 @@ from fedsim.schemas.observations import ObservationRecord, ReconstructionRecord
 from fedsim.schemas.scores import Score
 from fedsim.schemas.summary import Summary
 from fedsim.schemas.sweep import SweepRecord
+from fedsim.schemas.topology import TopologyRecord
 
 DOCUMENTS: dict[str, type[Document]] = {
     "environment": Environment,
     "threat": Threat,
     "knowledge": KnowledgeRecord,
     "oracle": OracleLabels,
+    "topology": TopologyRecord,
     "alarms": Alarms,
     "round": Round,
     "event": Event,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim.components import build, find
 from fedsim.errors import ConfigError
+from fedsim.files import Record
 from fedsim.seeds import numpy_stream
 from fedsim.topologies import TOPOLOGIES
 from fedsim.topologies.graph import PeerGraph, is_connected, refuse_parts, sound
@@ -113,6 +114,21 @@ class PeerNetwork:
     def facts(self, server_round: int) -> Facts:
         """Return what can be said of the graph of a round."""
         return self.snapshot(server_round).facts
+
+    def record(self, server_round: int = 1) -> Record:
+        """Return what `topology.json` holds; links and facts are those of this round."""
+        return {
+            "name": self.name,
+            "options": dict(self.options),
+            "mixing": self.mixing_name,
+            "num_peers": self.num_peers,
+            "directed": self.directed,
+            "varies": self.varies,
+            "resample_every": self.resample_every,
+            "round": server_round,
+            "facts": asdict(self.facts(server_round)),
+            "links": [list(link) for link in self.links(server_round)],
+        }
 
     def snapshot(self, server_round: int) -> Snapshot:
         """Return the graph of a round with all that follows from it."""
