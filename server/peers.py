@@ -6,7 +6,7 @@ for to tell how training goes (`peer_report`) crosses no link, and no adversary 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
 from fedsim.setup import shares_of
 from fedsim.tasks import evaluate
+from fedsim.views import forget_views
 from fedsim.wire import (
     BUFFERS,
     CONFIG,
@@ -39,6 +40,7 @@ from fedsim.wire import (
     shared_parameters,
 )
 from server import relay_checkpoint
+from server.adversaries.peer_ear import ear_of
 from server.rounds import find_clients, settled
 
 STEP = f"{MessageType.TRAIN}.{peer_wire.STEP}"
@@ -63,6 +65,7 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
         relay_checkpoint.save(run, 0, relay.average(models), {}, set())
     else:
         last, relay.late, relay.behind = resumed
+    forget_views(run, after=last)  # a round that was begun is played again
     for number in range(last + 1, experiment.rounds + 1):
         patience = experiment.server.patience
         if patience is not None and settled(run.rounds(), patience):
@@ -124,6 +127,7 @@ class Relay:
         sizes = [len(share) for share in shares_of(self.experiment, self.federation.task)]
         self.ledger = ledger_of(self.experiment, chain, sizes)
         self.round = 0
+        self.ear = ear_of(self.federation, self.run)
 
     # a round
 
@@ -164,7 +168,9 @@ class Relay:
 
     def _catch_up(self, peer: int, helper: int, tally: _Tally) -> None:
         """Have one peer begin anew from the model of another."""
-        answers = self._ask(REPORT, {helper: RecordDict()}, tally)
+        # both stand where the round before left them
+        before = ConfigRecord({**self._config(), ROUND: self.round - 1})
+        answers = self._ask(REPORT, {helper: RecordDict({CONFIG: before})})
         if helper not in answers:
             return
         said = Addressed(
@@ -175,9 +181,9 @@ class Relay:
             arrays=answers[helper].array_records[peer_wire.MODEL],
             about=peer_wire.about(MessageKind.MODEL),
         )
-        content = RecordDict()
+        content = RecordDict({CONFIG: before})
         deliver(content, [said])
-        self._count([said], tally)
+        self._carry([said], 0, len(self.node_of), tally)
         if peer in self._ask(ADOPT, {peer: content}, tally):
             self.behind.discard(peer)
             self._note("caught-up", f"began anew from the model of peer {helper}", peer)
@@ -241,7 +247,7 @@ class Relay:
                 hop=hop,
                 receivers=receivers,
             )
-            self._count(said, tally)
+            self._carry(said, hop, len(members), tally)
             for one in said:
                 for receiver in one.to:
                     inbox.setdefault(receiver, []).append(one)
@@ -302,10 +308,14 @@ class Relay:
             tally.refused += 1
             self._note("message-refused", f"refused what it heard from peer {line}", peer)
 
-    def _count(self, said: Iterable[Addressed], tally: _Tally) -> None:
+    def _carry(self, said: Sequence[Addressed], hop: int, num_members: int, tally: _Tally) -> None:
+        """Count what was said in a hop, and let the adversary hear what crosses its links."""
         for one in said:
             tally.messages += len(one.to)
             tally.num_bytes += len(one.to) * one.num_bytes
+        if self.ear is not None:
+            lost = len(self.node_of) - num_members if self.protocol.collective and hop else 0
+            self.ear.hear(said, self.round, hop, lost=lost)
 
     # telling how it goes
 
