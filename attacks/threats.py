@@ -23,6 +23,8 @@ class Capability(StrEnum):
     """Knows how clients train: steps, learning rate, momentum."""
     BATCHNORM_STATISTICS = "batchnorm-statistics"
     """Hears the running statistics of normalisation layers that are in force."""
+    TOPOLOGY = "topology"
+    """Knows who talks to whom, and with which weights peers average."""
     DEFENSE = "defense"
     """Knows which defense is in force."""
     PUBLIC_SAMPLE = "public-sample"
@@ -42,6 +44,7 @@ class Position(StrEnum):
     LINK = "link"
     NEIGHBOUR = "neighbour"
     COALITION = "coalition"
+    RELAY = "relay"
 
 
 ACTIVE = frozenset({Capability.CHANGE_WEIGHTS, Capability.CHANGE_ARCHITECTURE})
@@ -122,13 +125,14 @@ CURIOUS_SERVER = ThreatModel(
 LINK_TAP = ThreatModel(
     name="link-tap",
     position=Position.LINK,
-    grants=_PARTICIPANT | {Capability.WEIGHTS, Capability.BATCHNORM_STATISTICS},
+    grants=_PARTICIPANT
+    | {Capability.WEIGHTS, Capability.BATCHNORM_STATISTICS, Capability.TOPOLOGY},
     summary="hears chosen links in both directions, and knows how participants train",
 )
 UPLINK_TAP = ThreatModel(
     name="uplink-tap",
     position=Position.LINK,
-    grants=_PARTICIPANT,
+    grants=_PARTICIPANT | {Capability.TOPOLOGY},
     summary="hears what chosen clients send, not what they receive: it has no weights",
 )
 MALICIOUS_SERVER = ThreatModel(
@@ -151,6 +155,30 @@ MALICIOUS_AGGREGATE_SERVER = ThreatModel(
     summary="hears only the mean of a round, and sends each client weights of its own choice",
     hears_sum=True,
 )
+CURIOUS_NEIGHBOUR = ThreatModel(
+    name="curious-neighbour",
+    position=Position.NEIGHBOUR,
+    grants=_PARTICIPANT | {Capability.WEIGHTS, Capability.TOPOLOGY},
+    summary="is a peer that follows the protocol and remembers what its neighbours say to it",
+)
+COALITION = ThreatModel(
+    name="coalition",
+    position=Position.COALITION,
+    grants=CURIOUS_NEIGHBOUR.grants,
+    summary="is several peers that follow the protocol and put together what they hear",
+)
+ACTIVE_NEIGHBOUR = ThreatModel(
+    name="active-neighbour",
+    position=Position.NEIGHBOUR,
+    grants=CURIOUS_NEIGHBOUR.grants | {Capability.CHANGE_WEIGHTS},
+    summary="is a peer that remembers what it hears, and says what it likes",
+)
+RELAY = ThreatModel(
+    name="relay",
+    position=Position.RELAY,
+    grants=CURIOUS_NEIGHBOUR.grants,
+    summary="carries every message between peers, and remembers them all",
+)
 
 THREATS = {
     threat.name: threat
@@ -161,6 +189,10 @@ THREATS = {
         MALICIOUS_SERVER,
         AGGREGATE_SERVER,
         MALICIOUS_AGGREGATE_SERVER,
+        CURIOUS_NEIGHBOUR,
+        COALITION,
+        ACTIVE_NEIGHBOUR,
+        RELAY,
     )
 }
 """Threat models an experiment may name."""

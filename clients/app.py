@@ -11,6 +11,7 @@ from clients.checks.alarm import Alarm, Check
 from clients.defending import defend
 from clients.local_training import local_update
 from clients.memory import Memory
+from clients.neighbour import overhear
 from clients.participant import Participant, participant
 from clients.peer import Peer
 from clients.sealing import seal
@@ -120,7 +121,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.train(peer_wire.STEP)
+@app.train(peer_wire.STEP, mods=[overhear])
 def step_among_peers(message: Message, context: Context) -> Message:
     """Take a hop of the protocol between peers."""
     return _peer(message, context).step(message)
@@ -132,7 +133,7 @@ def report_model(message: Message, context: Context) -> Message:
     return _peer(message, context).report(message)
 
 
-@app.query(peer_wire.ADOPT)
+@app.query(peer_wire.ADOPT, mods=[overhear])
 def adopt_model(message: Message, context: Context) -> Message:
     """Begin anew from another peer's model."""
     return _peer(message, context).adopt(message)

@@ -15,6 +15,7 @@ from torch import Tensor
 from clients.defending import defend
 from clients.local_training import LocalUpdate, local_update
 from clients.memory import Memory
+from clients.neighbour import note_own_training
 from clients.participant import Participant
 from clients.sealing import seal
 from fedsim.defenses import Defense, TrainingDefense, private_clients, with_penalties
@@ -34,6 +35,7 @@ from fedsim.peers import Federation
 from fedsim.protocols.peer_protocol import Here, MessageKind, Parcel, State
 from fedsim.protocols.simulate import place
 from fedsim.records import RunDirectory
+from fedsim.threat import places_of
 from fedsim.wire import (
     BUFFERS,
     CONFIG,
@@ -202,7 +204,10 @@ class Peer:
         scope = me.experiment.adversary
         if self.run is not None and scope.hears(server_round, me.number):
             seal(self.run, me, server_round, update, sent=tensors, weights=before)
-        return layout.vector(tensors).cpu()
+        vector = layout.vector(tensors).cpu()
+        if me.number in places_of(me.experiment).peers:
+            note_own_training(self.context, update=vector, weights=model)
+        return vector
 
     def _open(
         self, content: RecordDict, mind: "_Mind", refused: list[str]

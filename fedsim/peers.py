@@ -1,8 +1,9 @@
 """What a federation without a server is made of, as every process of it builds it."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+import torch
 from torch import nn
 
 from fedsim.config import Experiment
@@ -34,6 +35,11 @@ class Federation:
     protocol: PeerProtocol
     network: PeerNetwork
     layout: Layout
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors that peers exchange."""
+        return next(iter(self.start(0).parameters())).dtype
 
     def start(self, peer: int) -> nn.Module:
         """Return the model that a peer begins with."""

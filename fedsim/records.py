@@ -140,6 +140,11 @@ class RunDirectory:
         return self.root / "pictures"
 
     @property
+    def views(self) -> Path:
+        """What the adversary heard between peers, raw."""
+        return self.root / "views"
+
+    @property
     def memory(self) -> Path:
         """What clients' defenses remember from round to round; nobody else may look."""
         return self.root / "memory"

@@ -32,6 +32,10 @@ class Threat(Document):
     """One line for people."""
     grants: list[Grant]
     """All that it is granted."""
+    peers: list[Count] = []
+    """Peers that are its own, where it is one or several of them."""
+    links: Literal["all"] | list[tuple[Count, Count]] = []
+    """[sender, receiver] of every direction between peers that it taps; all for a relay."""
 
 
 class AttackName(Document):

@@ -32,7 +32,7 @@ from fedsim.seeds import stream
 from fedsim.setup import most_distinct, most_local_steps, shares_of, task_of
 from fedsim.stages.prepare_peers import check_peers, topology_record
 from fedsim.tasks import Task
-from fedsim.threat import threat_of, threat_record
+from fedsim.threat import places_of, threat_of, threat_record
 
 _PACKAGES = ("flwr", "numpy", "opacus", "ray", "safetensors", "torch", "torchvision")
 
@@ -217,7 +217,8 @@ def granted_sample(plan: Plan) -> Tensor | None:
 def write_plan(plan: Plan, run: RunDirectory) -> None:
     """Write what the run assumes: experiment, environment, threat model, knowledge."""
     replace_json(run.environment, environment())
-    replace_json(run.root / "threat.json", threat_record(plan.threat))
+    places = places_of(plan.experiment) if plan.experiment.decentralised else None
+    replace_json(run.root / "threat.json", threat_record(plan.threat, places))
     write_knowledge(run, plan.told, granted_sample(plan))
     if plan.experiment.decentralised:
         replace_json(run.topology, topology_record(plan.experiment))

@@ -8,6 +8,7 @@ from fedsim.errors import ConfigError
 from fedsim.files import Record
 from fedsim.protocols.build import protocol_of
 from fedsim.secure_sum.settings import Settings
+from fedsim.threat import check_links, places_of
 from fedsim.topologies.build import network_of
 
 _SERVER_ONLY = ("strategy", "options", "clients_per_round", "evaluate_clients")
@@ -20,8 +21,10 @@ def check_peers(experiment: Experiment, chain: Mapping[str, Defense]) -> None:
     Raises:
         ConfigError: The message says what to change.
     """
-    network_of(experiment)
+    network = network_of(experiment)
     protocol_of(experiment)
+    rounds = range(1, experiment.rounds + 1) if network.varies else [1]
+    check_links(places_of(experiment), {edge for one in rounds for edge in network.edges(one)})
     plain = ServerConfig()
     for name in _SERVER_ONLY:
         if getattr(experiment.server, name) != getattr(plain, name):
