@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from attacks.isolation.unknowns import Unknowns
 from fedsim.protocols.peer_protocol import MessageKind, PeerProtocol, State
@@ -83,6 +84,7 @@ def coefficients(
     faults: Faults | None = None,
     hears: Callable[[int, int], bool] | None = None,
     units: Units = real_units,
+    lots_known: bool = False,
 ) -> Iterator[RoundRows]:
     """Yield the rows of one round after the other.
 
@@ -98,11 +100,13 @@ def coefficients(
         faults: What went wrong, as far as the adversary knows; None for nothing.
         hears: (sender, receiver) -> whether messages on this link are asked for; None for all.
         units: Number system of the coefficients.
+        lots_known: Whether whoever asks knows all that the protocol draws by lot, as one that hears
+            every message of gossip does; then gossip is linear, too.
 
     Raises:
         ValueError: The protocol is not linear, or computes two updates in one round.
     """
-    if not protocol.linear:
+    if not (protocol.linear or lots_known):
         raise ValueError(
             f"what {type(protocol).__name__} says is not linear in the updates of the peers"
         )
@@ -215,16 +219,15 @@ class _Rows:
 
     def _row(self, vector: Tensor, number: int) -> np.ndarray:
         """Return the one row of a vector whose coordinates all have the same."""
-        return np.asarray(self._wide(vector[:1], number)[0])
+        return self._wide(vector[:1], number)[0].as_subclass(Tensor).numpy()
 
     def _wide(self, rows: Tensor, number: int) -> Tensor:
         """Return rows (1, U) in terms of all unknowns."""
         if not self.protocol.collective:
             return rows
         num_peers = self.unknowns.num_peers
-        wide = rows[0, 0] * self.models[:1]
-        for peer in range(1, num_peers):
-            wide = wide + rows[0, peer] * self.models[peer : peer + 1]
         first = self.unknowns.update(0, number)
-        wide[:, first : first + num_peers] += rows[:, num_peers:]
-        return wide
+        after = len(self.unknowns) - first - num_peers
+        return rows[:, :num_peers] @ self.models + functional.pad(
+            rows[:, num_peers:], (first, after)
+        )
