@@ -23,6 +23,7 @@ from fedsim.peer_wire import (
     HOP,
     MEMBERS,
     MODEL,
+    REASONS,
     REFUSED,
     SPEAKS,
     TRAINED,
@@ -106,9 +107,12 @@ class Peer:
         mind = self._recall(server_round, hop)
         training = _Training()
         here = self._here(server_round, config, mind, training)
-        state, refused = mind.state, list[str]()
+        state, refused = mind.state, list[tuple[int, str]]()
         if hop > 0:
             heard = self._open(message.content, mind, refused)
+            if refused and self.federation.protocol.collective:
+                # nothing was done: the relay will begin again without who sent it
+                return Message(RecordDict({CONFIG: _said(refused, training)}), reply_to=message)
             state = self.federation.protocol.listen(state, heard, replace(here, hop=hop - 1))
         content = RecordDict()
         if config[SPEAKS]:
@@ -116,7 +120,7 @@ class Peer:
             for number, post in enumerate(posts):
                 put_post(content, number, post.to, post.parcel)
         self._remember(server_round, replace(mind, state=state))
-        content[CONFIG] = ConfigRecord({REFUSED: refused, TRAINED: training.update is not None})
+        content[CONFIG] = _said(refused, training)
         if training.update is not None:
             metrics = MetricRecord({NUM_EXAMPLES: training.update.num_examples})
             if not private_clients(self.chain):
@@ -197,8 +201,11 @@ class Peer:
             server_round=server_round,
             memory=Memory(me.name, self.run, self.context.state),
         )
-        training.update = update
         tensors = {name: update.tensors[name] for name in before}
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            # raised before anything is remembered: the peer sits out the round, and stays sound
+            raise BadReply("its own update holds NaN or infinity")
+        training.update = update
         if me.experiment.training.update_kind == "weights":
             tensors = {name: after - before[name] for name, after in tensors.items()}
         scope = me.experiment.adversary
@@ -210,7 +217,7 @@ class Peer:
         return vector
 
     def _open(
-        self, content: RecordDict, mind: "_Mind", refused: list[str]
+        self, content: RecordDict, mind: "_Mind", refused: list[tuple[int, str]]
     ) -> dict[int, list[Parcel]]:
         """Return what was heard, by sender in order; what is no sound message is refused."""
         heard: dict[int, list[Parcel]] = {}
@@ -228,7 +235,7 @@ class Peer:
                     dtype=self._dtype,
                 )
             except BadReply as error:
-                refused.append(f"{one.sender}: {error}")
+                refused.append((one.sender, str(error)))
                 continue
             heard.setdefault(one.sender, []).append(parcel)
         return heard
@@ -258,6 +265,16 @@ class Peer:
         self.memory.save(
             server_round, {"state": dict(mind.state), "buffers": mind.buffers, "heard-last": heard}
         )
+
+
+def _said(refused: list[tuple[int, str]], training: _Training) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            REFUSED: [sender for sender, _ in refused],
+            REASONS: [reason for _, reason in refused],
+            TRAINED: training.update is not None,
+        }
+    )
 
 
 def _integer(value: object) -> int:

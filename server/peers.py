@@ -8,6 +8,7 @@ for to tell how training goes (`peer_report`) crosses no link, and no adversary 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -20,7 +21,7 @@ from fedsim.defenses import build_chain, private_clients
 from fedsim.errors import RunFailed
 from fedsim.files import Record, finite
 from fedsim.ledger import ledger_of
-from fedsim.peer_wire import Addressed, deliver, posts_of
+from fedsim.peer_wire import Addressed, deliver, integers, posts_of
 from fedsim.peers import Federation, federation_of
 from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
@@ -184,7 +185,7 @@ class Relay:
         content = RecordDict({CONFIG: before})
         deliver(content, [said])
         self._carry([said], 0, len(self.node_of), tally)
-        if peer in self._ask(ADOPT, {peer: content}, tally):
+        if peer in self._ask(ADOPT, {peer: content}):
             self.behind.discard(peer)
             self._note("caught-up", f"began anew from the model of peer {helper}", peer)
 
@@ -197,10 +198,16 @@ class Relay:
             speaks = hop < num_hops
             contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
             answers = self._ask(STEP, contents, tally)
-            for peer, content in answers.items():
-                self._note_refused(content, tally, peer)
+            refused = {
+                sender
+                for peer, content in answers.items()
+                for sender in self._note_refused(content, tally, peer)
+            }
             lost = [peer for peer in members if peer not in answers]
-            members = tuple(peer for peer in members if peer in answers)
+            if self.protocol.collective and refused:  # they spoil the sum, their hearers do not
+                lost = sorted({*lost, *refused & set(members)})
+                tally.failed |= set(lost)
+            members = tuple(peer for peer in members if peer not in lost)
             if self.protocol.delivers_late and hop > 0:
                 self.late = {peer: inbox[peer] for peer in inbox if peer not in answers}
             if not members:
@@ -282,10 +289,11 @@ class Relay:
                 continue
             silent.discard(peer)
             if reply.has_error():
-                self._note("client-failed", reply.error.reason, peer)
+                self._note("client-failed", reply.error.reason or f"code {reply.error.code}", peer)
                 continue
             try:
-                self._note_training(peer, reply.content, tally)
+                if tally is not None:
+                    self._note_training(peer, reply.content, tally)
             except BadReply as error:
                 self._note("update-rejected", str(error), peer)
                 continue
@@ -296,17 +304,27 @@ class Relay:
             tally.failed |= set(contents) - set(answers)
         return dict(sorted(answers.items()))
 
-    def _note_training(self, peer: int, content: RecordDict, tally: _Tally | None) -> None:
-        config = content.config_records.get(CONFIG)
-        if tally is None or config is None or not config.get(peer_wire.TRAINED):
-            return
-        tally.trained[peer] = read_training_metrics(content, reports_loss=self.reports_loss)
+    def _note_training(self, peer: int, content: RecordDict, tally: _Tally) -> None:
+        """Check what a peer says of its hop, and note what it says of its training.
 
-    def _note_refused(self, content: RecordDict, tally: _Tally, peer: int) -> None:
-        lines = content.config_records[CONFIG].get(peer_wire.REFUSED)
-        for line in lines if isinstance(lines, list) else []:
+        Raises:
+            BadReply: It says nothing of it, or no sound numbers.
+        """
+        config = content.config_records.get(CONFIG, ConfigRecord())
+        if not {peer_wire.TRAINED, peer_wire.REFUSED, peer_wire.REASONS} <= set(config):
+            raise BadReply(f"'{CONFIG}' does not say what was refused, and whether it trained")
+        if config[peer_wire.TRAINED]:
+            tally.trained[peer] = read_training_metrics(content, reports_loss=self.reports_loss)
+
+    def _note_refused(self, content: RecordDict, tally: _Tally, peer: int) -> list[int]:
+        """Note what a peer refused to take; return from whom."""
+        config = content.config_records[CONFIG]
+        senders, reasons = integers(config[peer_wire.REFUSED]), config[peer_wire.REASONS]
+        for sender, reason in zip(senders, cast(list[str], reasons), strict=False):
             tally.refused += 1
-            self._note("message-refused", f"refused what it heard from peer {line}", peer)
+            said = f"refused what it heard from peer {sender}: {reason}"
+            self._note("message-refused", said, peer)
+        return senders
 
     def _carry(self, said: Sequence[Addressed], hop: int, num_members: int, tally: _Tally) -> None:
         """Count what was said in a hop, and let the adversary hear what crosses its links."""

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord
 from torch import Tensor
 
 from attacks.observation import Tensors
-from fedsim.files import part_of, read_tensors, replace_tensors
+from fedsim.files import Record, part_of, read_tensors, replace_tensors
 from fedsim.peer_wire import Addressed
 from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
@@ -37,7 +37,7 @@ def save(
     if average is None:
         average = part_of(read_tensors(run.checkpoint)[0], "weights")
     tensors: dict[str, Tensor] = {f"weights/{name}": one for name, one in average.items()}
-    waiting = []
+    waiting: list[Record] = []
     for receiver, said in sorted(late.items()):
         for one in said:
             place = len(waiting)

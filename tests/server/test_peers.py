@@ -1,7 +1,9 @@
 """Peers by way of the relay: what they come to, and what happens when some of them fail."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from clients.app import app
-from clients.local_training import local_update
+from clients.local_training import LocalUpdate, local_update
 from fedsim import peer_wire
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
@@ -79,6 +81,15 @@ Change = Callable[[int, int, int, Message], Message | None]
 """(round, hop, peer, reply) -> the reply that arrives, if any."""
 
 
+def when(message: Message) -> tuple[int, int]:
+    """The round and the hop that a message is about."""
+    config = message.content.config_records[CONFIG]
+    number, hop = config["server-round"], config[peer_wire.HOP]
+    assert isinstance(number, int)
+    assert isinstance(hop, int)
+    return number, hop
+
+
 class Changed(WrappedGrid):
     """A grid whose replies to the hops of a protocol go through `change`."""
 
@@ -93,11 +104,8 @@ class Changed(WrappedGrid):
         for message in messages:
             (reply,) = self.inner.send_and_receive([message], timeout=timeout)
             if message.metadata.message_type == peers.STEP:
-                config = message.content.config_records[CONFIG]
-                place = (config["server-round"], config[peer_wire.HOP])
-                assert isinstance(place[0], int)
-                assert isinstance(place[1], int)
-                changed = self.change(*place, message.metadata.dst_node_id - FIRST_NODE, reply)
+                number, hop = when(message)
+                changed = self.change(number, hop, message.metadata.dst_node_id - FIRST_NODE, reply)
             else:
                 changed = reply
             if changed is not None:
@@ -117,13 +125,10 @@ class Crashing(WrappedGrid):
     ) -> Iterable[Message]:
         replies = []
         for message in messages:
-            config = message.content.config_records.get(CONFIG, {})
-            place = (
-                config.get("server-round"),
-                config.get(peer_wire.HOP),
-                message.metadata.dst_node_id - FIRST_NODE,
-            )
-            if message.metadata.message_type == peers.STEP and place in self.places:
+            peer = message.metadata.dst_node_id - FIRST_NODE
+            if message.metadata.message_type == peers.STEP and (
+                (*when(message), peer) in self.places
+            ):
                 replies.append(failure(message, CLIENT_FAILED, "out of memory"))
             else:
                 replies.extend(self.inner.send_and_receive([message], timeout=timeout))
@@ -343,6 +348,45 @@ def test_nan_from_a_peer_is_refused_by_its_neighbours_alone(run: RunDirectory) -
     assert torch.isfinite(models(tiny, run)).all()
 
 
+@pytest.mark.parametrize(
+    ("protocol", "topology"), [("ring-all-reduce", "ring"), ("tree-all-reduce", "star")]
+)
+def test_a_collective_leaves_out_who_sends_nan_and_not_who_hears_it(
+    run: RunDirectory, protocol: str, topology: str
+) -> None:
+    tiny = experiment(protocol, topology)
+
+    peers.train(tiny, run, Changed(grid_of(tiny, run), spoiled(float("nan"), (2, 1, 1))))
+
+    assert run.rounds()[2]["failed"] == [1]
+    assert [event["kind"] for event in run.events()] == [
+        *("message-refused", "begun-again", "caught-up"),
+    ]
+    found = models(tiny, run)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_a_peer_whose_own_update_is_no_number_sits_out_the_round(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = experiment("d-psgd")
+
+    def diverging(*args: object, server_round: int, client: int, **more: Any) -> LocalUpdate:
+        update = local_update(*args, server_round=server_round, client=client, **more)  # type: ignore[arg-type]
+        if (server_round, client) == (2, 1):
+            spoilt = {name: torch.full_like(one, torch.inf) for name, one in update.tensors.items()}
+            return replace(update, tensors=spoilt)
+        return update
+
+    monkeypatch.setattr("clients.peer.local_update", diverging)
+
+    peers.train(tiny, run, grid_of(tiny, run))
+
+    assert run.rounds()[2]["failed"] == [1]
+    assert "its own update holds NaN or infinity" in run.events()[0]["message"]
+    assert torch.isfinite(models(tiny, run)).all()
+
+
 def test_a_peer_that_comes_late_is_left_out_of_the_round(run: RunDirectory) -> None:
     tiny = experiment("d-psgd")
 
@@ -427,11 +471,10 @@ class Killed(WrappedGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         messages = list(messages)
-        if messages and messages[0].metadata.message_type == peers.STEP:
-            config = messages[0].content.config_records[CONFIG]
-            if (config["server-round"], config[peer_wire.HOP]) == self.place:
-                list(self.inner.send_and_receive(messages[:2], timeout=timeout))
-                raise KeyboardInterrupt
+        step = bool(messages) and messages[0].metadata.message_type == peers.STEP
+        if step and when(messages[0]) == self.place:
+            list(self.inner.send_and_receive(messages[:2], timeout=timeout))
+            raise KeyboardInterrupt
         return self.inner.send_and_receive(messages, timeout=timeout)
 
 
