@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.protocols.peer_protocol import Here, Links, MessageKind, Network, Parcel, Post, State
+from fedsim.protocols.summing import begun, chunk_of, ended, roll_call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class RingAllReduce:
     linear: ClassVar[bool] = True
     collective: ClassVar[bool] = True
     delivers_late: ClassVar[bool] = False
+    needs_same_start: ClassVar[bool] = True
     kinds: ClassVar[frozenset[MessageKind]] = frozenset(
         {MessageKind.PARTIAL_SUM, MessageKind.TOTAL}
     )
@@ -65,16 +67,16 @@ class RingAllReduce:
     def speak(self, state: State, at: Here) -> tuple[State, Sequence[Post]]:
         """Hop 0: compute the gradient. Later: pass the next chunk on to the next member."""
         if at.hop == 0:
-            return {"model": state["model"], "gradient": at.local(state["model"])}, []
+            return roll_call(state, at), []
         if at.hop == 1:
-            state = {**state, "work": state["gradient"]}
+            state = begun(state)
         num_members, place = len(at.members), at.members.index(at.me)
         if num_members == 1:
             return state, []
         chunk, summed = _sent(place, at.hop, num_members)
         parcel = Parcel(
             kind=MessageKind.TOTAL if summed == num_members else MessageKind.PARTIAL_SUM,
-            tensors={"chunk": state["work"].tensor_split(num_members)[chunk]},
+            tensors={"chunk": state["sum"].tensor_split(num_members)[chunk]},
             chunk=chunk,
             num_chunks=num_members,
             members=tuple(at.members[(chunk + step) % num_members] for step in range(summed)),
@@ -86,19 +88,16 @@ class RingAllReduce:
         if at.hop == 0:
             return state
         num_members, place = len(at.members), at.members.index(at.me)
-        work = state["work"]
+        total = state["sum"]
         if num_members > 1:
-            before = at.members[place - 1]
-            if before not in heard:
-                raise ValueError(f"peer {at.me} heard nothing of peer {before} in hop {at.hop}")
+            told = chunk_of(heard, at.members[place - 1], at)
             chunk, summed = _sent((place - 1) % num_members, at.hop, num_members)
-            chunks = list(work.tensor_split(num_members))
-            told = heard[before][-1].tensors["chunk"]
+            chunks = list(total.tensor_split(num_members))
             chunks[chunk] = told if summed == num_members else told + chunks[chunk]
-            work = torch.cat(chunks)
+            total = torch.cat(chunks)
         if at.hop + 1 < self.num_hops(num_members):
-            return {**state, "work": work}
-        return {"model": at.moved(state["model"], work / num_members)}
+            return {**state, "sum": total}
+        return ended(state, total, at)
 
     def model(self, state: State) -> Tensor:
         """Return the model."""
