@@ -83,11 +83,13 @@ class Isolated:
         visible: (D,) bool, True where `update` holds; None where all of it does.
         how: exact: whatever else the other peers computed; estimated: the posterior mean.
         expected_error: Of the visible part, root mean square error over root mean square, as the
-            prior and the precision of what was heard have it.
-        noise_gain: What one relative error of the messages grows to, relative to the update.
+            prior and the precision of what was heard have it; None where no rule tells it.
+        noise_gain: What one relative error of the messages grows to, relative to the update; None
+            where no rule tells it.
         weights: (D,), those that it was taken at; None where they were not asked for.
         weights_how: As `how`, for the weights.
-        weights_error: Expected root mean square error of a weight, in weights; None without them.
+        weights_error: Expected root mean square error of a weight, in weights; None without them,
+            and where no rule tells it.
         num_heard: Vectors that it was computed from.
     """
 
@@ -96,8 +98,8 @@ class Isolated:
     update: Tensor
     visible: Tensor | None = None
     how: How = "exact"
-    expected_error: float = 0.0
-    noise_gain: float = 0.0
+    expected_error: float | None = 0.0
+    noise_gain: float | None = 0.0
     weights: Tensor | None = None
     weights_how: How | None = None
     weights_error: float | None = None
@@ -166,7 +168,7 @@ def _learned(
     plans = _plans(heard, some, unknowns, known, num_coordinates, first, precision, np.inf, True)
     for part in _in_parts(plans[:LEARNED_FROM], num_coordinates):
         for one in _carried_out(part, heard, known, num_coordinates, torch.float64):
-            noise = one.expected_error * first.update_std
+            noise = (one.expected_error or 0.0) * first.update_std
             seen = one.update if one.visible is None else one.update[one.visible]
             if noise < LEARNED_IF * size_of(seen):
                 own[one.peer, one.round] = seen
