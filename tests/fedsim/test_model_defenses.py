@@ -17,6 +17,8 @@ from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.stages.prepare import check
+from fedsim.sweep.cells import cells_of
+from fedsim.sweep.config import read_sweep
 
 PRECODE = """
 name = "bottleneck"
@@ -161,3 +163,17 @@ name = "{name}"
     run = driver.run(experiment(text, f"output.directory={tmp_path}"))
     accuracy = RunDirectory(run.directory).rounds()[-1]["accuracy"]
     assert accuracy > 0.5 if learns else accuracy < 0.3  # chance is 0.1
+
+
+@pytest.mark.slow
+def test_the_shipped_sweep_trains_the_bottleneck_with_steps_under_which_it_learns(
+    tmp_path: Path,
+) -> None:
+    (cell,) = (one for one in cells_of(read_sweep("frontier-digits")) if one.label == "precode")
+    record = cell.utility[0].experiment.model_dump(mode="json")
+    record |= {"rounds": 140, "output": {"directory": str(tmp_path)}}
+
+    run = driver.run(Experiment.model_validate(record))
+
+    found = [one.get("accuracy", 0.0) for one in RunDirectory(run.directory).rounds()]
+    assert max(found) > 0.6  # as plain steps of 2 it stays at 0.1
