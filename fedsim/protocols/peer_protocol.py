@@ -155,6 +155,9 @@ class Network(Protocol):
 class PeerProtocol(Protocol):
     """How peers train together without a server; settings at construction, nothing else.
 
+    One whose peers must begin with the same weights has an attribute `needs_same_start` that is
+    true.
+
     Attributes:
         needs_gradient: Whether peers must send gradients (`training.algorithm = "fedsgd"`).
         linear: Whether all that is said is linear in the updates of the peers and the start.
