@@ -23,10 +23,15 @@ from fedsim.defenses import DEFENSES, Place
 from fedsim.models import MODELS
 from fedsim.sections import Section
 from fedsim.threat import MEANING
+from fedsim.topologies import MIXINGS, TOPOLOGIES
+from fedsim.topologies.network import PeerNetwork
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-GIVEN = {"self", "root", "name", "input_shape", "num_classes", "num_clients", "rng", "seed"}
+GIVEN = {
+    *("self", "root", "name", "input_shape", "num_classes", "num_clients", "rng", "seed"),
+    *("num_peers", "server_round"),
+}
 """Parameters that fedsim fills in itself."""
 
 
@@ -185,6 +190,24 @@ def defense_pages() -> str:
     return _table(("place", "defense", "what it does", "after"), rows)
 
 
+def topology_facts() -> str:
+    """Return what graphs of 16 peers are like, with default settings."""
+    rows = []
+    for name in TOPOLOGIES:
+        if name != "edges":
+            gaps = [
+                PeerNetwork(name=name, num_peers=16, mixing_name=mixing).facts(1)
+                for mixing in MIXINGS
+            ]
+            facts = gaps[0]
+            least, most = facts.min_degree, facts.max_degree
+            degree = f"{least}" if least == most else f"{least} to {most}"
+            numbers = (degree, f"{facts.num_links}", f"{facts.diameter}")
+            rows.append((f"`{name}`", *numbers, *(f"{one.spectral_gap:.4f}" for one in gaps)))
+    heads = (f"spectral gap, {mixing}" for mixing in MIXINGS)
+    return _table(("graph", "peers that one hears", "links", "diameter", *heads), rows)
+
+
 def _paper(docstring: str) -> str:
     """Return a link to the first paper that a docstring names, on arXiv if it is there."""
     arxiv = re.search(r"(?:arxiv\.org/abs/|arXiv )(\d{4}\.\d{5})", docstring)
@@ -226,6 +249,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "defense-options": lambda: options(DEFENSES),
     "check-names": lambda: _names(load(CHECKS)),
     "check-options": lambda: options(load(CHECKS)),
+    "topology-names": lambda: _names(TOPOLOGIES),
+    "topology-options": lambda: options(TOPOLOGIES),
+    "topology-facts": topology_facts,
     "capabilities": capabilities,
     "needs": needs,
 }

@@ -265,6 +265,70 @@ def gate(
         raise SystemExit(GATE_FAILED)
 
 
+@app.command()
+def topology(
+    name: Annotated[
+        str, typer.Argument(help="A graph of peers, by name or as package.module:Name.")
+    ],
+    peers: Annotated[int, typer.Option(min=2, help="Number of peers.")] = 16,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Of the graph; may be repeated."),
+    ] = None,
+    mixing: Annotated[str, typer.Option(help="Weights with which peers average.")] = "metropolis",
+    seed: Annotated[int, typer.Option(help="Of graphs drawn at random.")] = 0,
+    resample_every: Annotated[
+        int | None, typer.Option(min=1, help="Draw anew after so many rounds; unset means never.")
+    ] = None,
+    server_round: Annotated[
+        int, typer.Option("--round", min=1, help="Of a graph that changes.")
+    ] = 1,
+    draw: Annotated[
+        Path | None, typer.Option(help="Draw it, into a file that ends with .png or .svg.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what a graph of peers is like, and draw it."""
+    from fedsim.report.graph import save_network
+    from fedsim.tables import topology_table
+    from fedsim.topologies.build import network_of_topology
+
+    network = network_of_topology(
+        name,
+        num_peers=peers,
+        options=options or (),
+        mixing=mixing,
+        seed=seed,
+        resample_every=resample_every,
+    )
+    if draw is not None:
+        save_network(network, server_round, draw)
+    if as_json:
+        typer.echo(json.dumps(network.record(server_round), indent=1))
+    else:
+        _console(as_json=False).print(topology_table(network, server_round))
+
+
+@app.command("exposure")
+def exposure_command(
+    experiment: Annotated[
+        str, typer.Argument(help="An experiment file (TOML), or a shipped name.")
+    ],
+    overrides: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say whose updates an adversary among peers can compute, before anything is trained."""
+    from fedsim.config import read_experiment
+    from fedsim.exposure import exposure
+    from fedsim.tables import exposure_table
+
+    found = exposure(read_experiment(experiment, overrides or ()))
+    if as_json:
+        typer.echo(json.dumps(found.record(), indent=1))
+    else:
+        _console(as_json=False).print(exposure_table(found))
+
+
 @app.command("list")
 def list_command(
     family: Annotated[

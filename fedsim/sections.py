@@ -93,19 +93,20 @@ def checked(model: type[Checked], values: Mapping[str, Any], *, where: str) -> C
         raise ConfigError("\n".join(lines)) from error
 
 
-def override(values: dict[str, Any], text: str) -> None:
+def override(values: dict[str, Any], text: str, *, flag: str = "--set") -> None:
     """Set one key of a table, in place, as `--set` takes it.
 
     Args:
         values: As TOML gave it.
         text: `key=value`; the key is dotted, the value is TOML (or plain text).
+        flag: What the user wrote it after, for messages.
 
     Raises:
         ConfigError: There is no such place.
     """
     key, separator, new = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set expects key=value, got '{text}'")
+        raise ConfigError(f"{flag} expects key=value, got '{text}'")
     try:
         value = tomllib.loads(f"value = {new}")["value"]
     except tomllib.TOMLDecodeError:
@@ -113,24 +114,24 @@ def override(values: dict[str, Any], text: str) -> None:
     *parents, last = key.strip().split(".")
     place: Any = values
     for parent in parents:
-        place = _step(place, parent, text)
+        place = _step(place, parent, f"{flag} {text}")
     if isinstance(place, list):
-        raise ConfigError(f"--set {text}: '{parents[-1]}' is a list; name one of its items")
+        raise ConfigError(f"{flag} {text}: '{parents[-1]}' is a list; name one of its items")
     if not isinstance(place, dict):
-        raise ConfigError(f"--set {text}: '{'.'.join(parents)}' is not a section")
+        raise ConfigError(f"{flag} {text}: '{'.'.join(parents)}' is not a section")
     place[last] = value
 
 
-def _step(place: Any, name: str, text: str) -> Any:
+def _step(place: Any, name: str, said: str) -> Any:
     if isinstance(place, list):  # an item of a list, by number, label or name
         tables = [item if isinstance(item, dict) else {} for item in place]
         for index, (item, table) in enumerate(zip(place, tables, strict=True)):
             if name in (str(index), table.get("label"), table.get("name")):
                 return item
         items = [table.get("label") or table.get("name", "") for table in tables]
-        raise ConfigError(f"--set {text}: no item '{name}'{nearest(name, items)}")
+        raise ConfigError(f"{said}: no item '{name}'{nearest(name, items)}")
     if not isinstance(place, dict):
-        raise ConfigError(f"--set {text}: '{name}' is below a plain value")
+        raise ConfigError(f"{said}: '{name}' is below a plain value")
     return place.setdefault(name, {})
 
 

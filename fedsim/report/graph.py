@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 
 import numpy as np
 from matplotlib import style
@@ -14,9 +15,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, Patch, Rectangle
 from matplotlib.path import Path
 
-from fedsim.report.charts import LOOK, dot, inks
-from fedsim.report.palette import colour_of
+from fedsim.errors import ConfigError
+from fedsim.files import replace_bytes
+from fedsim.report.charts import LOOK, dot, inks, png, svg
+from fedsim.report.palette import LIGHT, colour_of
 from fedsim.topologies.graph import PeerGraph
+from fedsim.topologies.layout import positions
+from fedsim.topologies.network import PeerNetwork
 
 Link = tuple[int, int]
 Places = Mapping[int, np.ndarray]
@@ -119,6 +124,42 @@ def draw_graph(
         if marks.shades:
             _draw_bar(figure, marks.shades, width, height, foot, colours)
     return figure
+
+
+def draw_network(
+    network: PeerNetwork,
+    server_round: int,
+    *,
+    colours: Mapping[str, str],
+    marks: Marks | None = None,
+    width: int | None = None,
+) -> Figure:
+    """Return the picture of the links of one round, laid out as suits the topology.
+
+    Args:
+        network: Of peers.
+        server_round: From 1.
+        colours: A scheme of the palette.
+        marks: What else it shows.
+        width: Of the picture, in pixels; None for what so many peers need.
+    """
+    graph = network.graph(server_round)
+    places = positions(network.name, graph)
+    room = width or (520 if len(graph) <= 40 else 800)
+    return draw_graph(graph, places, colours=colours, marks=marks, width=room)
+
+
+def save_network(network: PeerNetwork, server_round: int, path: FilePath) -> None:
+    """Draw the links of one round into a file.
+
+    Raises:
+        ConfigError: Its name ends neither with .png nor with .svg.
+    """
+    formats = {".png": png, ".svg": svg}
+    write = formats.get(path.suffix.lower())
+    if write is None:
+        raise ConfigError(f"a drawing ends with {' or '.join(formats)}, got '{path}'")
+    replace_bytes(path, write(draw_network(network, server_round, colours=LIGHT)))
 
 
 def _fitted(
@@ -316,6 +357,7 @@ def _draw_bar(
     place = (1 - (_BAR - 14) / width, low / height, 12 / width, tall / height)
     bar = figure.colorbar(_scale(shades, colours), cax=figure.add_axes(place))
     bar.ax.tick_params(size=0)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.outline.set(visible=False)
     figure.text(
         1 - _MARGIN / width, (low + tall + 8) / height, shades.title, ha="right", va="bottom"

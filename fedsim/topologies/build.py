@@ -2,8 +2,13 @@
 
 import functools
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.protocols import SERVER
+from fedsim.sections import override
 from fedsim.topologies.network import PeerNetwork
 
 
@@ -21,6 +26,35 @@ def network_of(experiment: Experiment) -> PeerNetwork:
         topology.mixing,
         experiment.seed,
         topology.resample_every,
+    )
+
+
+def network_of_topology(
+    name: str,
+    *,
+    num_peers: int,
+    options: Sequence[str] = (),
+    mixing: str = "metropolis",
+    seed: int = 0,
+    resample_every: int | None = None,
+) -> PeerNetwork:
+    """Return so many peers on a graph given as on a command line; `options` are `key=value`.
+
+    Raises:
+        ConfigError: There is no such graph of so many peers; the message says what to change.
+    """
+    if name == SERVER:
+        raise ConfigError(f"'{SERVER}' is no graph of peers; see `fedsim list topologies`")
+    values: dict[str, Any] = {}
+    for option in options:
+        override(values, option, flag="--option")
+    return PeerNetwork(
+        name=name,
+        num_peers=num_peers,
+        options=values,
+        mixing_name=mixing,
+        seed=seed,
+        resample_every=resample_every,
     )
 
 

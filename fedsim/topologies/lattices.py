@@ -62,13 +62,15 @@ def sides(num_peers: int, rows: int | None, columns: int | None, *, fewest: int)
             )
         return found
     down = rows if rows is not None else num_peers // (columns or 1)
-    across = columns if columns is not None else num_peers // down if down else 0
+    across = columns if columns is not None else num_peers // down
     if down * across != num_peers:
-        raise ValueError(
-            f"{num_peers} peers are not {rows or 'whole'} rows of {columns or 'equal length'}"
-            if rows is None or columns is None
-            else f"{rows} rows of {columns} are {down * across} peers, but there are {num_peers}"
-        )
+        if rows is not None and columns is not None:
+            said = f"{rows} rows of {columns} are {down * across} peers, but there are {num_peers}"
+        elif rows is not None:
+            said = f"{num_peers} peers do not fill {rows} rows"
+        else:
+            said = f"{num_peers} peers do not fill rows of {columns}"
+        raise ValueError(f"{said}; change topology.options, or partition.clients")
     if min(down, across) < fewest:
         raise ValueError(f"rows and columns must be at least {fewest}, got {down} rows of {across}")
     return down, across

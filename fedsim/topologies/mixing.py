@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from fedsim.catalog import resolve
+from fedsim.errors import ConfigError
 from fedsim.topologies import MIXINGS
 from fedsim.topologies.graph import PeerGraph
 
@@ -71,8 +72,7 @@ def rational_mixing(graph: PeerGraph, name: str) -> Weights:
         name: From `fedsim list mixings`, or `package.module:Name` of a rule as those here.
 
     Raises:
-        ConfigError: There is no such rule.
-        ValueError: The rule takes more than 1 in a row.
+        ConfigError: There is no such rule, or it gives away more than 1 in a row.
     """
     rule: Rule = resolve(name, MIXINGS, "mixing")
     weights = dict(rule(graph))
@@ -81,7 +81,10 @@ def rational_mixing(graph: PeerGraph, name: str) -> Weights:
         own[row] -= weight
     for peer, left in own.items():
         if left < 0:
-            raise ValueError(f"mixing '{name}' gives peer {peer} a weight below 0: {left}")
+            raise ConfigError(
+                f"mixing '{name}' gives peer {peer} a weight of {left} for itself; none may be "
+                "below 0"
+            )
         weights[peer, peer] = left
     return dict(sorted(weights.items()))
 

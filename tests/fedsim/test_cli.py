@@ -123,8 +123,8 @@ def test_bad_input_ends_with_one_message_and_code_2(
 @pytest.mark.parametrize(
     "family",
     [
-        *("attacks", "defenses", "engines", "experiments", "models", "partitions", "strategies"),
-        *("sweeps", "tasks", "threats"),
+        *("attacks", "defenses", "engines", "experiments", "mixings", "models", "partitions"),
+        *("protocols", "strategies", "sweeps", "tasks", "threats", "topologies"),
     ],
 )
 def test_every_family_is_listed_with_one_line_each(
