@@ -67,6 +67,21 @@ def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
     assert not Path(homes[0].name).exists()
 
 
+@pytest.mark.slow
+@pytest.mark.flwr_runtime
+def test_peers_in_flowers_own_runtime_come_to_the_bits_of_peers_in_process(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    ring = 'topology = { name = "ring" }\nprotocol = { name = "d-psgd" }'
+    plain = RunDirectory.create(tmp_path, "plain")
+    InProcess(tiny(ring), plain).train()
+
+    FlowerSimulation(tiny(ring), run).train()
+
+    assert run.events() == []
+    assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])
+
+
 def fake_tool(folder: Path, name: str, script: str) -> Path:
     """An executable that plays one of Flower's commands."""
     path = folder / name

@@ -120,6 +120,44 @@ def test_one_experiment_gives_the_same_bits_in_process_and_on_any_number_of_work
     assert ray.is_initialized()  # a cluster that was there before is left running
 
 
+def peers(engine: str, protocol: str) -> Experiment:
+    return parse_experiment(
+        f"""
+        name = "tiny"
+        rounds = 3
+        partition = {{ clients = 5 }}
+        model = {{ name = "mlp", options = {{ hidden = [6] }} }}
+        engine = {{ name = "{engine}", workers = 2 }}
+        training = {{ batch_size = 4 }}
+        topology = {{ name = "ring" }}
+        protocol = {{ name = "{protocol}" }}
+        """
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("protocol", ["d-psgd", "gossip", "ring-all-reduce"])
+def test_peers_on_workers_come_to_the_bits_of_peers_in_process(
+    tmp_path: Path, protocol: str
+) -> None:
+    alone = RunDirectory.create(tmp_path, "alone")
+    InProcess(peers("in-process", protocol), alone).train()
+    spread = RunDirectory.create(tmp_path, "spread")
+
+    engine = Ray(peers("ray", protocol), spread)
+    engine.train()
+    engine.close()
+
+    assert spread.events() == []
+    assert digest(read_tensors(spread.checkpoint)[0]) == digest(read_tensors(alone.checkpoint)[0])
+    remembered = sorted(path.name for path in alone.memory.iterdir())
+    assert remembered == sorted(path.name for path in spread.memory.iterdir())
+    for name in remembered:
+        theirs, ours = (read_tensors(run.memory / name)[0] for run in (spread, alone))
+        assert digest(theirs) == digest(ours)
+
+
 def sick_worker(folder: str) -> type[ClientWorker]:
     """A worker that dies, or hangs, once it is told to; the folder remembers that it did."""
 
