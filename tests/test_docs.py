@@ -6,7 +6,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import networkx
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from fedsim.knowledge import read_knowledge
 from fedsim.models import MODELS
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check
+from fedsim.topologies.build import network_of
 from server import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,13 +197,12 @@ def test_the_defense_of_the_guide_defends_and_is_read(contributed: Path) -> None
             assert float((tensor != 0).double().mean()) < 0.3  # a quarter, of what is not zero
 
 
-def test_the_topology_of_the_guide_mixes_doubly_stochastically(contributed: Path) -> None:
-    from importlib import import_module
+def test_the_topology_of_the_guide_is_drawn_checked_and_weighted(contributed: Path) -> None:
+    network = network_of(fedsim.read_experiment("chorded.toml"))
 
-    mixing = networkx.to_numpy_array(import_module("ring").ring(5))
-
-    np.testing.assert_allclose(mixing.sum(axis=0), 1)
-    np.testing.assert_allclose(mixing.sum(axis=1), 1)
+    assert network.senders(1, 0) == (1, 4, 5, 8)
+    np.testing.assert_allclose(network.mixing(1).sum(axis=0), 1)
+    np.testing.assert_allclose(network.mixing(1).sum(axis=1), 1)
 
 
 def test_each_example_of_the_guide_is_shorter_than_thirty_lines() -> None:
