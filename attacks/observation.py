@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class Observation:
         buffers_after: Running statistics that the client sent back; None if not heard.
         num_examples: The number of examples that the message announces; None if it does not.
         num_bytes: Size of the message, where nothing but that was heard.
+        isolated: Between peers, how `update` was told from what was heard: it was a message; it
+            follows from messages, whatever other peers computed; or it is a best guess. None where
+            clients send their updates to a server.
+        expected_error: Between peers, the error of `update` to expect, root mean square over that
+            of the update: of rounding if it is exact, of what was not heard if it is estimated.
     """
 
     round: int
@@ -75,6 +80,8 @@ class Observation:
     buffers_after: Tensors | None = None
     num_examples: int | None = None
     num_bytes: int | None = None
+    isolated: Literal["heard", "exact", "estimated"] | None = None
+    expected_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

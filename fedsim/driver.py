@@ -19,6 +19,7 @@ from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import RunDirectory
 from fedsim.report.page import build as build_report
 from fedsim.stages.attack import Follower
+from fedsim.stages.isolate import Isolator
 from fedsim.stages.prepare import Plan, check, write_plan
 from fedsim.stages.score import score, score_one
 from fedsim.stages.summarize import summarize
@@ -153,7 +154,7 @@ def attack_again(path: Path, *, watch: Watch | None = None, again: bool = False)
     plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
     if not plan.experiment.attacks:
         raise ConfigError(f"run '{directory.name}' names no attack in its config.toml")
-    if not directory.observation_records():
+    if not directory.observation_records() and not any(directory.views.glob("*.json")):
         raise ConfigError(f"run '{directory.name}' has no observations: its adversary heard none")
     with _recording(directory):
         directory.repair()
@@ -273,6 +274,9 @@ class _Beside:
         self.writers = writers
         self.watch = watch
         self.follower = Follower(plan.experiment, directory, pool, self._answered)
+        self.isolator: Isolator | None = None
+        if plan.experiment.decentralised:
+            self.isolator = Isolator(plan.experiment, directory)
         self.progress = Progress(
             directory, plan, rounds=directory.rounds(), scores=directory.scores()
         )
@@ -317,7 +321,8 @@ class _Beside:
             self.progress.rounds.append(record)
             for writer in self.writers:
                 writer.round(record)
-        self.follower.step(trained=trained)
+        over = None if self.isolator is None else self.isolator.step(trained=trained)
+        self.follower.step(trained=trained, over=over)
         self.progress.waiting = self.pool.waiting
         if self.watch is not None:
             self.watch(self.progress)

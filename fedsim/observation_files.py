@@ -7,10 +7,20 @@ from typing import overload
 from torch import Tensor
 
 from attacks.observation import Kind, Observation, Tensors
-from fedsim.files import Record, digest, read_json, read_tensors, replace_json, replace_tensors
+from fedsim.files import (
+    Record,
+    digest,
+    finite,
+    read_json,
+    read_tensors,
+    replace_json,
+    replace_tensors,
+)
 
 
-def write_observation(folder: Path, seen: Observation, *, members: Sequence[str]) -> str:
+def write_observation(
+    folder: Path, seen: Observation, *, members: Sequence[str], told_after: int | None = None
+) -> str:
     """Write what was heard of one message; return its id, as `RunDirectory` does."""
     identity = f"round-{seen.round:05d}-{seen.sender}-to-{seen.receiver}"
     tensors = {f"update/{name}": tensor for name, tensor in seen.update.items()}
@@ -31,6 +41,9 @@ def write_observation(folder: Path, seen: Observation, *, members: Sequence[str]
         "weights": None if seen.weights is None else _write_model(folder, "weights", seen.weights),
         "buffers": None if seen.buffers is None else _write_model(folder, "buffers", seen.buffers),
         "buffers_after": seen.buffers_after is not None,
+        "isolated": seen.isolated,
+        "expected_error": finite(seen.expected_error),
+        "told_after": told_after,
         "sha256": digest(tensors),
     }
     replace_tensors(folder / f"{identity}.safetensors", tensors)
@@ -66,6 +79,8 @@ def read_observation(folder: Path, identity: str) -> Observation:
         buffers_after=parts["buffers-after"] if record.get("buffers_after") else None,
         num_examples=record["num_examples"],
         num_bytes=record.get("num_bytes"),
+        isolated=record.get("isolated"),
+        expected_error=record.get("expected_error"),
     )
 
 

@@ -220,7 +220,9 @@ class RunDirectory:
 
     # observations
 
-    def write_observation(self, seen: Observation, *, members: Sequence[str] = ()) -> str:
+    def write_observation(
+        self, seen: Observation, *, members: Sequence[str] = (), told_after: int | None = None
+    ) -> str:
         """Write what was heard of one message; return its id.
 
         Weights in force are stored once, under their digest, however many messages share them.
@@ -228,8 +230,10 @@ class RunDirectory:
         Args:
             seen: What was heard.
             members: Whose updates are in it, if it is a mean over clients.
+            told_after: Between peers, the round after which it could be told.
         """
-        return write_observation(self.root / "observations", seen, members=members)
+        folder = self.root / "observations"
+        return write_observation(folder, seen, members=members, told_after=told_after)
 
     def observation_records(self) -> list[Record]:
         """Return the records of all observations that are wholly there, in order of id."""

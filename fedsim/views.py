@@ -8,7 +8,6 @@ files; from them alone the stage `isolate` makes observations.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
@@ -65,6 +64,7 @@ class View:
         messages: In the order of sender, then as they were said.
         own: What a peer that is the adversary's own knows of itself: `update`, (D,), if it
             trained in this hop, and `weights`, (D,), at which it did.
+        silent: Peers that did not answer the relay in this hop; no other ear can tell.
     """
 
     round: int
@@ -73,6 +73,7 @@ class View:
     lost: int = 0
     messages: Sequence[Heard] = ()
     own: Tensors = field(default_factory=dict)
+    silent: Sequence[int] = ()
 
     @property
     def stem(self) -> str:
@@ -119,8 +120,8 @@ def _opened(one: Addressed, federation: Federation) -> Parcel | None:
 
 def add_to_view(run: RunDirectory, view: View) -> None:
     """Write what an ear heard, in addition to what it has heard of the same hop before."""
-    before = _read(run.views / view.stem)
-    if before is not None:
+    if (run.views / f"{view.stem}.json").is_file():
+        before = read_view(run, view.stem)
         view = View(
             round=view.round,
             hop=view.hop,
@@ -128,8 +129,9 @@ def add_to_view(run: RunDirectory, view: View) -> None:
             lost=view.lost,
             messages=[*before.messages, *view.messages],
             own={**before.own, **view.own},
+            silent=sorted({*before.silent, *view.silent}),
         )
-    if not view.messages and not view.own:
+    if not view.messages and not view.own and not view.silent:
         return
     messages = sorted(view.messages, key=lambda one: one.sender)
     tensors = {f"{OWN}/{name}": tensor for name, tensor in view.own.items()}
@@ -148,6 +150,7 @@ def add_to_view(run: RunDirectory, view: View) -> None:
         "lost": view.lost,
         "messages": records,
         "own": sorted(view.own),
+        "silent": list(view.silent),
         "sha256": digest(tensors),
     }
     replace_tensors(run.views / f"{view.stem}.safetensors", tensors)
@@ -171,12 +174,11 @@ def _record(one: Heard, place: str | None) -> Record:
 
 
 def views_of(run: RunDirectory, server_round: int) -> list[View]:
-    """Return all that was heard in a round, in the order of hop, losses and ear."""
-    found = []
-    for path in sorted(run.views.glob(f"round-{server_round:05d}-*.json")):
-        view = _read(path.with_suffix(""))
-        if view is not None:
-            found.append(view)
+    """Return all that was heard in a round, in the order of losses, hop and ear."""
+    found = [
+        read_view(run, path.stem)
+        for path in sorted(run.views.glob(f"round-{server_round:05d}-*.json"))
+    ]
     return sorted(found, key=lambda view: (view.lost, view.hop, view.ear))
 
 
@@ -187,12 +189,10 @@ def forget_views(run: RunDirectory, *, after: int) -> None:
             path.unlink()
 
 
-def _read(stem: Path) -> View | None:
-    path = stem.parent / f"{stem.name}.json"
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    tensors, _ = read_tensors(stem.parent / f"{stem.name}.safetensors")
+def read_view(run: RunDirectory, stem: str) -> View:
+    """Return what one ear heard in one hop."""
+    record = read_json(run.views / f"{stem}.json")
+    tensors, _ = read_tensors(run.views / f"{stem}.safetensors")
     parcels: dict[str, Parcel] = {}
     messages = []
     for one in record["messages"]:
@@ -216,6 +216,7 @@ def _read(stem: Path) -> View | None:
         lost=record["lost"],
         messages=messages,
         own=part_of(tensors, OWN),
+        silent=record["silent"],
     )
 
 

@@ -204,6 +204,8 @@ class Relay:
                 for sender in self._note_refused(content, tally, peer)
             }
             lost = [peer for peer in members if peer not in answers]
+            if lost and self.ear is not None:
+                self.ear.note_silence(lost, self.round, hop)
             if self.protocol.collective and refused:  # they spoil the sum, their hearers do not
                 lost = sorted({*lost, *refused & set(members)})
                 tally.failed |= set(lost)

@@ -18,6 +18,7 @@ from fedsim.schemas.scores import Score
 from fedsim.schemas.summary import Summary
 from fedsim.schemas.sweep import SweepRecord
 from fedsim.schemas.topology import TopologyRecord
+from fedsim.schemas.views import ViewRecord
 
 DOCUMENTS: dict[str, type[Document]] = {
     "environment": Environment,
@@ -28,6 +29,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "alarms": Alarms,
     "round": Round,
     "event": Event,
+    "view": ViewRecord,
     "observation": ObservationRecord,
     "reconstruction": ReconstructionRecord,
     "score": Score,

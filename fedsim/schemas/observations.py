@@ -33,6 +33,15 @@ class ObservationRecord(Document):
     """As `weights`, for running statistics."""
     buffers_after: bool = False
     """Whether running statistics that the client sent back were heard (`buffers-after/NAME`)."""
+    isolated: Literal["heard", "exact", "estimated"] | None = None
+    """Between peers, how the update was told from what was heard: it was a message itself; it
+    follows from messages, whatever other peers computed; or it is a best guess. Null where clients
+    send updates to a server."""
+    expected_error: float | None = None
+    """The error to expect of the update, root mean square over that of the update; null where
+    clients send updates to a server."""
+    told_after: Count | None = None
+    """Between peers, the round after which the update could be told."""
     sha256: Sha256
     """Digest of the tensors."""
 

@@ -133,3 +133,9 @@ class Score(Document):
     certified_wrong: Count = 0
     """Of these, guesses that are wrong: paired with no private image, below the threshold, or with
     a wrong label."""
+    update_error: float | None = None
+    """Between peers, the error of the update that was attacked, relative to the true one, in the
+    coordinates that were told; null where clients send their updates to a server."""
+    weights_error: float | None = None
+    """Between peers, the error of the weights in force that went with it, relative to the true
+    ones; null where none did."""

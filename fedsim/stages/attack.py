@@ -49,15 +49,24 @@ class Follower:
             (record["observation"], record["attack"]) for record in run.reconstruction_records()
         }
 
-    def step(self, *, trained: bool = False) -> None:
-        """Queue what is new, and pass on what came back; `trained`: no round is still open."""
-        # before the observations: of a round that is over by now, all are there
-        over, self.rounds_read = self.run.rounds_after(self.rounds_read)
+    def step(self, *, trained: bool = False, over: Iterable[int] | None = None) -> None:
+        """Queue what is new, and pass on what came back.
+
+        Args:
+            trained: Whether no round is still open.
+            over: Rounds of which all observations are there by now, where they are told from
+                what was heard; None where rounds that were recorded are.
+        """
+        if over is None:
+            # before the observations: of a round that is over by now, all are there
+            records, self.rounds_read = self.run.rounds_after(self.rounds_read)
+            over = [record["round"] for record in records]
         new = self._new_observations()
         for observation in new:
-            self.in_rounds.setdefault(int(observation.split("-")[1]), []).append(observation)
-        numbers = list(self.in_rounds) if trained else [record["round"] for record in over]
-        self._submit(new, numbers)
+            record = read_json(self._path(observation))
+            number = record.get("told_after") or record["round"]
+            self.in_rounds.setdefault(number, []).append(observation)
+        self._submit(new, list(self.in_rounds) if trained else over)
         for answer in self.pool.poll():
             self._pass_on(answer)
 

@@ -12,13 +12,13 @@ from attacks.metrics.labels import class_overlap, multiset_overlap
 from attacks.metrics.neighbours import COPY_MSE, distances, first_copies, identified
 from attacks.metrics.perceptual import NoBackboneError, lpips
 from attacks.metrics.registration import registered_psnr_db, registration_window
-from attacks.observation import Reconstruction
-from fedsim.files import Record
+from attacks.observation import Reconstruction, Tensors
+from fedsim.files import Record, finite
 from fedsim.records import RunDirectory
 from fedsim.schemas.document import Status
 from fedsim.schemas.scores import Baselines, Copies, ImageScore, Quality, Score
 from fedsim.seeds import stream
-from fedsim.truth import unseal, unsealed_before
+from fedsim.truth import unseal, unseal_update, unsealed_before
 
 EARLIER_IMAGES = 500
 """Private images of earlier rounds, at most, among which a guess must find its own."""
@@ -89,6 +89,7 @@ def score_one(
         judged = _judge(run, record, guess, *truth, pool, success_threshold_db)
         rng = stream(seed, "baseline", record["observation"])
         guesses = baselines(truth[0], public_sample, rng)
+    update_error, weights_error = isolation_errors(run, record)
     return Score(
         observation=record["observation"],
         round=record["round"],
@@ -117,7 +118,37 @@ def score_one(
         distinct_recovered=judged.distinct_recovered,
         certified=judged.certified,
         certified_wrong=judged.certified_wrong,
+        update_error=update_error,
+        weights_error=weights_error,
     ).model_dump(mode="json")
+
+
+def isolation_errors(run: RunDirectory, record: Record) -> tuple[float | None, float | None]:
+    """Return how far an update, and its weights, that were told between peers are from the truth.
+
+    Both are root mean squares over that of the truth, in the coordinates that were told. None where
+    no true update was sealed, or nothing was told.
+    """
+    sealed = unseal_update(run, record["round"], record["victim"])
+    if sealed is None:
+        return None, None
+    seen = run.read_observation(record["observation"])
+    return _relative(seen.update, sealed[0], seen.visible), _relative(seen.weights, sealed[1])
+
+
+def _relative(
+    found: Tensors | None, truth: Tensors, visible: Tensors | None = None
+) -> float | None:
+    if not found:
+        return None
+    parts = [slice(None) if visible is None else visible[name].flatten() for name in found]
+    pairs = [
+        (found[name].double().flatten()[part], truth[name].double().flatten()[part])
+        for name, part in zip(found, parts, strict=True)
+    ]
+    error = sum(float((one - true).square().sum()) for one, true in pairs)
+    length = sum(float(true.square().sum()) for _, true in pairs)
+    return finite((error / length) ** 0.5) if length else None
 
 
 def baselines(truth: Tensor, public_sample: Tensor, rng: torch.Generator) -> Baselines:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from attacks.threats import Position
+from attacks.threats import RELAY, Position
 from fedsim.defenses import build_chain, encrypts_links
 from fedsim.peer_wire import Addressed
 from fedsim.peers import Federation
@@ -48,6 +48,14 @@ class PeerEar:
         )
         add_to_view(self.run, view)
 
+    def note_silence(self, silent: Sequence[int], server_round: int, hop: int) -> None:
+        """Keep who did not answer in a hop: only who carries all messages can tell."""
+        listens = self.federation.experiment.adversary.listens_in(server_round)
+        if self.name == RELAY.name and listens:
+            add_to_view(
+                self.run, View(round=server_round, hop=hop, ear=self.name, silent=tuple(silent))
+            )
+
 
 def ear_of(federation: Federation, run: RunDirectory) -> PeerEar | None:
     """Return the ear of an adversary that is not a peer itself; None if it is."""
@@ -57,7 +65,7 @@ def ear_of(federation: Federation, run: RunDirectory) -> PeerEar | None:
         return None
     at_link = position is Position.LINK
     return PeerEar(
-        name="tap" if at_link else "relay",
+        name="tap" if at_link else RELAY.name,
         federation=federation,
         run=run,
         places=places_of(experiment),

@@ -1,5 +1,6 @@
 """What is heard between peers: the messages on the adversary's links, all of them, nothing else."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,13 +104,13 @@ def test_every_byte_is_heard_once_and_a_neighbour_hears_its_own_links_alone(
     tmp_path: Path, protocol: str, seed: int, num_peers: int, data: st.DataObject
 ) -> None:
     me = data.draw(st.integers(0, num_peers - 1))
-    make = {"seed": seed, "num_peers": num_peers}
-    everything = ran(experiment(protocol, 'threat = "link-tap"', **make), tmp_path)
-    relay = ran(experiment(protocol, 'threat = "relay"', **make), tmp_path)
-    own = experiment(protocol, f'threat = "curious-neighbour", peers = [{me}]', **make)
+    make = functools.partial(experiment, protocol, seed=seed, num_peers=num_peers)
+    everything = ran(make('threat = "link-tap"'), tmp_path)
+    relay = ran(make('threat = "relay"'), tmp_path)
+    own = make(f'threat = "curious-neighbour", peers = [{me}]')
     neighbour = ran(own, tmp_path)
     links = touches(own, [me])
-    tap = ran(experiment(protocol, f'threat = "link-tap", links = {links}', **make), tmp_path)
+    tap = ran(make(f'threat = "link-tap", links = {links}'), tmp_path)
 
     for record in everything.rounds()[1:]:
         assert record["bytes_between"] == bytes_heard(everything, record["round"])

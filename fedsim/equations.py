@@ -1,0 +1,310 @@
+"""What an adversary heard between peers, as equations about what every peer computed.
+
+Every vector of every message is a known combination of the updates of peers and of what they
+started from. The combinations come from the protocol itself, run on coefficients, where it is
+linear; a sum of a collective says itself whose updates are in it. What cannot be put this way is
+left out: after the first round of a protocol that draws lots, nobody can say what was mixed.
+
+Only what the adversary can know goes in. It takes for granted that peers which it hears nothing
+about follow the plan: from a peer that is silent towards it, it concludes that this peer failed.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from attacks.isolation.prior import size_of
+from attacks.isolation.unknowns import Unknowns
+from attacks.isolation.updates import Heard as HeardVector
+from attacks.isolation.updates import Load, Wanted
+from attacks.threats import Capability, Position
+from fedsim.peers import Federation
+from fedsim.protocols.coefficients import MessageRow, RoundRows, coefficients
+from fedsim.protocols.peer_protocol import MessageKind, Parcel
+from fedsim.protocols.simulate import Faults
+from fedsim.records import RunDirectory
+from fedsim.threat import places_of, threat_of
+from fedsim.views import Heard, View, read_view, views_of
+from fedsim.wire import shared_parameters
+
+Update = tuple[int, int]
+"""Peer and round."""
+
+_SUMS = (MessageKind.PARTIAL_SUM, MessageKind.TOTAL)
+
+
+@dataclass(kw_only=True, eq=False)
+class Equations:
+    """All equations so far.
+
+    Attributes:
+        federation: What is known of all peers beforehand.
+        run: Where views lie.
+        heard: Vectors, each once, with rows over all rounds of the experiment.
+        known: Vectors that the adversary knows, by column.
+        weights: Row of the weights at which an update was computed.
+        told_by: Updates that are part of what their own peer said.
+        raw: Updates that were sent as they are, with the number of vectors that hold them.
+        sizes: Bytes heard of each peer in each round, where a link hides all else.
+        round: The last one taken in.
+    """
+
+    federation: Federation
+    run: RunDirectory
+    heard: list[HeardVector] = field(default_factory=list)
+    known: dict[int, Load] = field(default_factory=dict)
+    weights: dict[Update, np.ndarray] = field(default_factory=dict)
+    told_by: set[Update] = field(default_factory=set)
+    raw: dict[Update, int] = field(default_factory=dict)
+    sizes: dict[Update, int] = field(default_factory=dict)
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        experiment = self.federation.experiment
+        self.places = places_of(experiment)
+        threat = threat_of(experiment)
+        self.at_relay = threat.position is Position.RELAY
+        own_starts = experiment.protocol.start == "own"
+        self.unknowns = Unknowns(
+            num_peers=experiment.partition.clients,
+            rounds=experiment.rounds,
+            own_starts=own_starts,
+        )
+        knows_start = range(1) if Capability.WEIGHTS in threat.grants else range(0)
+        for peer in self.places.peers if own_starts else knows_start:
+            self.known[self.unknowns.start(peer)] = functools.partial(self._start, peer)
+        self.failed: dict[Update, int] = {}
+        self.lost: set[tuple[int, int, int, int]] = set()
+        self._drift = np.zeros(len(self.unknowns))
+        self._planned: dict[tuple[object, ...], list[np.ndarray]] = {}
+        self._rows = self._plan()
+        self._read = functools.lru_cache(maxsize=16)(functools.partial(read_view, self.run))
+
+    def unknowns_now(self) -> Unknowns:
+        """Return those of the rounds so far: the first columns of every row."""
+        return Unknowns(
+            num_peers=self.unknowns.num_peers,
+            rounds=self.round,
+            own_starts=self.unknowns.own_starts,
+        )
+
+    def wanted(self, update: Update) -> Wanted:
+        """Return an update as what is asked for, with the weights that it was computed at."""
+        peer, server_round = update
+        row = self.weights.get(update)
+        width = len(self.unknowns_now())
+        return Wanted(peer=peer, round=server_round, weights=None if row is None else row[:width])
+
+    def vectors(self) -> list[HeardVector]:
+        """Return what was heard, with rows over the rounds so far."""
+        width = len(self.unknowns_now())
+        return [
+            HeardVector(
+                row=one.row[:width],
+                load=one.load,
+                size=one.size,
+                chunk=one.chunk,
+                num_chunks=one.num_chunks,
+            )
+            for one in self.heard
+        ]
+
+    def take(self, server_round: int) -> None:
+        """Take in what was heard in a round; rounds must come in order."""
+        self.round = server_round
+        views = views_of(self.run, server_round)
+        if self.federation.experiment.adversary.listens_in(server_round):
+            self._note_faults(server_round, views)
+        rows = next(self._rows, None)
+        if rows is not None:
+            self.weights |= {(peer, server_round): row for peer, row in rows.weights.items()}
+            for one in rows.messages:
+                key = (one.round, one.hop, one.sender, one.receiver, one.name)
+                self._planned.setdefault(key, []).append(one.row)
+        done: set[tuple[object, ...]] = set()
+        for view in views:
+            self._note_own(view)
+            self.heard += self._in(view, done)
+        if not self.federation.protocol.delivers_late:
+            self._planned.clear()
+        self._note_sums(server_round, views)
+
+    # rows
+
+    def _plan(self) -> Iterator[RoundRows]:
+        """Return the rows of every message, round by round, as far as they are known."""
+        protocol = self.federation.protocol
+        experiment = self.federation.experiment
+        if protocol.collective:
+            return self._collective()
+        lots_known = self.places.links is None and MessageKind.SPARSE_CHANGE not in protocol.kinds
+        if not (protocol.linear or lots_known):
+            return self._first_round()
+        return coefficients(
+            protocol,
+            self.federation.network,
+            self.unknowns,
+            learning_rate=experiment.training.learning_rate,
+            seed=experiment.seed,
+            moves_weights=experiment.training.update_kind != "gradient",
+            faults=Faults(failed=self.failed, lost=self.lost),
+            hears=self.places.hear,
+            lots_known=lots_known,
+        )
+
+    def _collective(self) -> Iterator[RoundRows]:
+        """Yield where updates are computed; what is said says itself what it is a sum of."""
+        for number in range(1, self.unknowns.rounds + 1):
+            weights = {
+                peer: self.unknowns.unit(self.unknowns.start(peer)) + self._drift
+                for peer in range(self.unknowns.num_peers)
+            }
+            yield RoundRows(round=number, messages=[], weights=weights)
+
+    def _first_round(self) -> Iterator[RoundRows]:
+        """Yield the first round of a protocol in which a peer steps, then speaks, then mixes."""
+        peers = range(self.unknowns.num_peers)
+        starts = {peer: self.unknowns.unit(self.unknowns.start(peer)) for peer in peers}
+        said = {
+            peer: start + self._moved * self.unknowns.unit(self.unknowns.update(peer, 1))
+            for peer, start in starts.items()
+        }
+        messages = [
+            MessageRow(
+                round=1,
+                hop=hop,
+                sender=sender,
+                receiver=receiver,
+                kind=MessageKind.MODEL,
+                name="model",
+                chunk=None,
+                num_chunks=1,
+                row=said[sender],
+            )
+            for sender, receiver in self.federation.network.edges(1)
+            for hop in range(self.federation.protocol.num_hops(self.unknowns.num_peers))
+        ]
+        yield RoundRows(round=1, messages=messages, weights=starts)
+
+    @property
+    def _moved(self) -> float:
+        """What an update is multiplied by before it is added to weights."""
+        training = self.federation.experiment.training
+        return -training.learning_rate if training.update_kind == "gradient" else 1.0
+
+    def _note_sums(self, server_round: int, views: Sequence[View]) -> None:
+        """Take the step that a collective ends with: along the mean of those who were there."""
+        if not self.federation.protocol.collective:
+            return
+        totals = [
+            one.parcel.members
+            for view in sorted(views, key=lambda view: view.lost)
+            for one in view.messages
+            if one.parcel is not None and one.parcel.kind is MessageKind.TOTAL
+        ]
+        members = totals[-1] if totals else tuple(range(self.unknowns.num_peers))
+        for peer in members:
+            column = self.unknowns.update(peer, server_round)
+            self._drift = self._drift + self._moved / len(members) * self.unknowns.unit(column)
+
+    # what was heard
+
+    def _in(self, view: View, done: set[tuple[object, ...]]) -> Iterator[HeardVector]:
+        """Yield the vectors of a view that have a row, each once."""
+        stored: set[tuple[int, str]] = set()
+        for place, one in enumerate(view.messages):
+            if one.parcel is None:
+                update = (one.sender, view.round)
+                self.sizes[update] = self.sizes.get(update, 0) + one.num_bytes
+                continue
+            for name, vector in one.parcel.tensors.items():
+                key = (one.round, one.hop, one.sender, one.receiver, name)
+                row = self._row(one.parcel, view.round, key)
+                again = (*key, view.lost, one.parcel.chunk)
+                if row is None or again in done or (id(one.parcel), name) in stored:
+                    continue
+                done.add(again)
+                stored.add((id(one.parcel), name))
+                self._note_direct(one, row)
+                yield HeardVector(
+                    row=row,
+                    load=functools.partial(self._vector, view.stem, place, name),
+                    size=size_of(vector),
+                    chunk=one.parcel.chunk,
+                    num_chunks=one.parcel.num_chunks,
+                )
+
+    def _row(self, parcel: Parcel, server_round: int, key: tuple[object, ...]) -> np.ndarray | None:
+        """Return how a vector depends on the unknowns; None if nobody can say."""
+        if parcel.kind not in _SUMS:
+            rows = self._planned.get(key)
+            return rows.pop(0) if rows else None
+        row = np.zeros(len(self.unknowns))
+        for peer in parcel.members:
+            if not 0 <= peer < self.unknowns.num_peers:
+                return None
+            row[self.unknowns.update(peer, server_round)] += 1.0
+        return row
+
+    def _note_direct(self, one: Heard, row: np.ndarray) -> None:
+        """Note whose updates are told by their own peer, and which are sent as they are."""
+        columns = np.flatnonzero(row)
+        for column in columns[columns >= self.unknowns.num_starts].tolist():
+            update = self.unknowns.peer_and_round(column)
+            if update[0] == one.sender:
+                self.told_by.add(update)
+            if len(columns) == 1 and row[column] == 1.0:
+                self.raw[update] = self.raw.get(update, 0) + 1
+
+    def _note_own(self, view: View) -> None:
+        if "update" in view.own:
+            peer = int(view.ear.removeprefix("peer-"))
+            column = self.unknowns.update(peer, view.round)
+            self.known[column] = functools.partial(self._own, view.stem)
+
+    # faults
+
+    def _note_faults(self, server_round: int, views: Sequence[View]) -> None:
+        """Conclude who failed from who was silent."""
+        for view in views:
+            for peer in view.silent:
+                self.failed.setdefault((server_round, peer), view.hop)
+        protocol = self.federation.protocol
+        messages = [one for view in views for one in view.messages if one.round == server_round]
+        hidden = messages and all(one.parcel is None for one in messages)
+        if protocol.collective or not protocol.linear or hidden:
+            return
+        own = self.places.peers
+        sound = {(one.sender, one.receiver) for one in messages if one.parcel is not None}
+        spoke = {one.sender for one in messages}
+        listened = {receiver for _, receiver in sound}
+        edges = self.federation.network.edges(server_round)
+        for peer in own:
+            if peer not in spoke:
+                self.failed[server_round, peer] = 0
+            elif peer not in listened and any(receiver == peer for _, receiver in edges):
+                self.failed[server_round, peer] = 1
+        deaf = {peer for peer in own if (server_round, peer) in self.failed}
+        for sender, receiver in edges:
+            if not self.places.hear(sender, receiver) or sender in own or receiver in deaf:
+                continue
+            if sender not in spoke:
+                self.failed.setdefault((server_round, sender), 0)
+            elif (sender, receiver) not in sound and not protocol.delivers_late:
+                self.lost.add((server_round, 0, sender, receiver))
+
+    # vectors
+
+    def _start(self, peer: int) -> Tensor:
+        model = self.federation.start(peer)
+        return self.federation.layout.vector(shared_parameters(model))
+
+    def _vector(self, stem: str, place: int, name: str) -> Tensor:
+        parcel = self._read(stem).messages[place].parcel
+        return parcel.tensors[name]  # type: ignore[union-attr]  # it was there when it was taken in
+
+    def _own(self, stem: str) -> Tensor:
+        return self._read(stem).own["update"]

@@ -1,0 +1,189 @@
+"""From what was heard between peers to updates of single peers: views to observations.
+
+Follows the rounds of a run. After each, every update that follows from what was heard so far is
+written as an observation, once; and of peers that the adversary hears itself, where it does not
+follow, the best guess. Peers further away are guessed at the end, in the round that is told best.
+
+Nothing but views, the topology and the protocol goes in; the sealed truth is not read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from attacks.isolation.updates import Isolated, isolate
+from attacks.observation import Kind, Observation
+from attacks.threats import Capability, Position
+from fedsim.config import Experiment
+from fedsim.defenses import build_chain, encrypts_links
+from fedsim.equations import Equations, Update
+from fedsim.peers import federation_of
+from fedsim.records import RunDirectory
+from fedsim.threat import threat_of, victims_of
+
+WORST = 0.95
+"""Guesses of peers that are heard are kept if their expected error is no larger."""
+WORST_FAR = 0.5
+"""The same of peers that are not heard themselves."""
+
+
+class Isolator:
+    """Turns the views of a run into observations, round by round.
+
+    What it writes about a round depends on the views up to that round alone, so a run that is
+    resumed, or attacked again, has the same observations.
+
+    Args:
+        experiment: Says who listens where.
+        run: The run directory, which may still grow.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+        self.experiment = experiment
+        self.run = run
+        self.federation = federation_of(experiment)
+        self.threat = threat_of(experiment)
+        self.equations = Equations(federation=self.federation, run=run)
+        self.victims = victims_of(experiment, self.equations.places.peers)
+        at_link = self.threat.position is Position.LINK
+        self.hidden = at_link and encrypts_links(build_chain(experiment))
+        self.told: set[Update] = set()
+        self.rounds_read = 0
+        self.ended = False
+
+    def step(self, *, trained: bool = False) -> list[int]:
+        """Isolate what rounds that are over let isolate; return the numbers of those rounds.
+
+        After the last one, with `trained`, a number above it stands for what is told at the end.
+        """
+        over, self.rounds_read = self.run.rounds_after(self.rounds_read)
+        numbers = [one["round"] for one in over]
+        done = []
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as every worker of every engine, for equal bits
+        try:
+            with threadpool_limits(limits=1):
+                for number in sorted(set(numbers)):
+                    if number > self.equations.round:
+                        self._after(number)
+                        done.append(number)
+                if trained and not self.ended:
+                    self.ended = True
+                    self._at_the_end()
+                    done.append(self.equations.round + 1)
+        finally:
+            torch.set_num_threads(threads)
+        return done
+
+    def _after(self, number: int) -> None:
+        self.equations.take(number)
+        if not self.experiment.adversary.listens_in(number):
+            return
+        self._write_sizes(number)
+        open_ones = [
+            (peer, one)
+            for one in range(1, number + 1)
+            for peer in self.victims
+            if (peer, one) not in self.told and self.experiment.adversary.listens_in(one)
+        ]
+        for found in self._isolated(open_ones, WORST):
+            update = found.peer, found.round
+            if found.how == "exact" or update in self.equations.told_by:
+                self._write(found, number)
+
+    def _at_the_end(self) -> None:
+        """Guess at peers of whom nothing was told, each in the round that is told best."""
+        if not self.equations.round:
+            return
+        told = {peer for peer, _ in self.told}
+        far = [
+            (peer, one)
+            for peer in self.victims
+            if peer not in told
+            for one in range(1, self.equations.round + 1)
+            if self.experiment.adversary.listens_in(one)
+        ]
+        best: dict[int, Isolated] = {}
+        for found in self._isolated(far, WORST_FAR):
+            other = best.get(found.peer)
+            if other is None or _doubt(found) < _doubt(other):
+                best[found.peer] = found
+        for peer in sorted(best):
+            self._write(best[peer], self.equations.round + 1)
+
+    def _isolated(self, updates: Sequence[Update], worst: float) -> list[Isolated]:
+        heard = self.equations.vectors()
+        if not heard or not updates:
+            return []
+        wanted = [self.equations.wanted(update) for update in updates]
+        if Capability.WEIGHTS not in self.threat.grants:
+            wanted = [replace(one, weights=None) for one in wanted]
+        return isolate(
+            heard,
+            wanted,
+            unknowns=self.equations.unknowns_now(),
+            known=self.equations.known,
+            num_coordinates=self.federation.layout.size,
+            worst_error=worst,
+            dtype=self.federation.dtype,
+        )
+
+    # observations
+
+    def _write(self, found: Isolated, told_after: int) -> None:
+        self.told.add((found.peer, found.round))
+        layout = self.federation.layout
+        kind = Kind(self.experiment.training.update_kind)
+        kind = Kind.DELTA if kind is Kind.WEIGHTS else kind
+        raw = self.equations.raw.get((found.peer, found.round), 0)
+        as_sent = found.how == "exact" and found.num_heard <= raw
+        self._keep(
+            Observation(
+                round=found.round,
+                sender=f"client-{found.peer}",
+                receiver=self.ear,
+                kind=kind if found.visible is None else Kind.CHUNK,
+                update=layout.tensors(found.update),
+                visible=None if found.visible is None else layout.tensors(found.visible),
+                weights=None if found.weights is None else layout.tensors(found.weights),
+                isolated="heard" if as_sent else found.how,
+                expected_error=0.0 if as_sent else found.expected_error,
+            ),
+            told_after,
+        )
+
+    def _write_sizes(self, number: int) -> None:
+        """Write how much was heard of whom on links that hide all else."""
+        for (peer, server_round), num_bytes in sorted(self.equations.sizes.items()):
+            if server_round != number or peer not in self.victims or not self.hidden:
+                continue
+            self._keep(
+                Observation(
+                    round=number,
+                    sender=f"client-{peer}",
+                    receiver=self.ear,
+                    kind=Kind.SIZES_ONLY,
+                    update={},
+                    num_bytes=num_bytes,
+                ),
+                number,
+            )
+
+    def _keep(self, seen: Observation, told_after: int) -> None:
+        self.run.write_observation(seen, told_after=told_after)
+
+    @property
+    def ear(self) -> str:
+        """How observations call who heard: the tap, the relay, a peer, or several of them."""
+        if self.threat.position is Position.LINK:
+            return "tap"
+        if self.threat.position is Position.RELAY:
+            return "relay"
+        return "peer-" + "-".join(map(str, self.equations.places.peers))
+
+
+def _doubt(found: Isolated) -> float:
+    """Return the error to expect; where nobody can say, more than of any other."""
+    return float("inf") if found.expected_error is None else found.expected_error
