@@ -25,7 +25,7 @@ from fedsim.records import RunDirectory
 from fedsim.report.wording import count, decibels, duration, percent
 from fedsim.schemas.gate import GateRecord
 from fedsim.seeds import stream
-from fedsim.stages.summarize import spread
+from fedsim.stages.spreads import spread
 from fedsim.sweep.statistics import exact_share, upper_bound
 
 PER_RUN = 8

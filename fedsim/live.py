@@ -8,8 +8,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.config import Experiment
 from fedsim.driver import Progress
 from fedsim.files import Record
+from fedsim.report.wording import size
 from fedsim.stages.summarize import privacy
 
 MOST_ROWS = 24
@@ -49,7 +51,7 @@ def render(progress: Progress) -> RenderableType:
     """Return the table of one moment: a row per attacked round, and a line of state."""
     experiment = progress.plan.experiment
     table = Table(
-        title=f"{experiment.name}, {progress.plan.threat.name}",
+        title=f"{experiment.name}, {_among(experiment)}{progress.plan.threat.name}",
         caption="PSNR in dB; guess: that of the data mean",
         caption_justify="left",
         title_justify="left",
@@ -57,7 +59,8 @@ def render(progress: Progress) -> RenderableType:
         pad_edge=False,
         collapse_padding=True,
     )
-    for heading in ("round", "acc.", "loss"):
+    heads = ["round", "acc.", "loss", *(["cons."] if experiment.decentralised else [])]
+    for heading in heads:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("attack", overflow="fold")  # gives way before any number does
     for heading in ("victims", "median", "best", "guess", "label"):
@@ -68,7 +71,8 @@ def render(progress: Progress) -> RenderableType:
     newest = progress.rounds[-1]["round"] if progress.rounds else 0
     state = Text(
         f"{progress.stage}: round {newest} of {experiment.rounds}, "
-        f"{len(progress.scores)} attacks done, {progress.waiting} waiting{_spent(progress.rounds)}",
+        f"{len(progress.scores)} attacks done, {progress.waiting} waiting"
+        f"{_spent(progress.rounds)}{_traffic(progress.rounds)}",
         style="dim",
     )
     return Group(table, state)
@@ -76,6 +80,7 @@ def render(progress: Progress) -> RenderableType:
 
 def rows_of(progress: Progress) -> list[list[str]]:
     """Return the rows of the table: one per attacked round and attack, in order."""
+    peers = progress.plan.experiment.decentralised
     rounds = {record["round"]: record for record in progress.rounds}
     groups: dict[tuple[int, str], list[Record]] = {}
     for score in list(progress.scores):
@@ -86,12 +91,24 @@ def rows_of(progress: Progress) -> list[list[str]]:
         groups.items(), key=lambda item: (item[0][0], order.get(item[0][1], 0))
     ):
         record = rounds.get(number, {})
-        head = ["", "", ""]
-        if number != shown:
-            head = [str(number), _number(record.get("accuracy"), 3), _number(record.get("loss"), 3)]
+        head = [str(number), _number(record.get("accuracy"), 3), _number(record.get("loss"), 3)]
+        head += [_number(record.get("consensus_distance"), 3)] if peers else []
+        if number == shown:
+            head = [""] * len(head)
         shown = number
         rows.append([*head, attack, *_leakage(scores)])
     return rows
+
+
+def _among(experiment: Experiment) -> str:
+    if not experiment.decentralised:
+        return ""
+    return f"{experiment.protocol.name} on {experiment.topology.name}, "
+
+
+def _traffic(rounds: list[Record]) -> str:
+    between = sum(record.get("bytes_between", 0) for record in rounds)
+    return f"; {size(between)} between peers" if between else ""
 
 
 def _spent(rounds: list[Record]) -> str:

@@ -147,8 +147,12 @@ WRITERS: Mapping[str, type[TensorBoardWriter] | type[MlflowWriter]] = {
 def of_round(record: Record) -> Scalars:
     """Return the curves of one round; what was not measured is left out."""
     keys = ("accuracy", "loss", "train_loss", "client_accuracy", "client_loss")
-    values = {f"utility/{key}": record.get(key) for key in keys}
-    values |= {f"traffic/{key}": record.get(key) for key in ("bytes_up", "bytes_down", "rejected")}
+    values = {f"utility/{key}": record.get(key) for key in (*keys, "consensus_distance")}
+    peers = [value for value in record.get("peer_accuracy", []) if value is not None]
+    if peers:
+        values |= {"utility/worst_peer": min(peers), "utility/best_peer": max(peers)}
+    traffic = ("bytes_up", "bytes_down", "bytes_between", "messages", "rejected")
+    values |= {f"traffic/{key}": record.get(key) for key in traffic}
     return _known(values)
 
 
@@ -175,6 +179,10 @@ def of_summary(summary: Record) -> Scalars:
             values[f"{where}/{metric}_median"] = row[metric] and row[metric]["median"]
         for key in ("success_rate", "label_accuracy", "baseline_psnr_db", "failed"):
             values[f"{where}/{key}"] = row[key]
+    for row in (summary.get("peers") or {}).get("by_distance", []):
+        away = "out of reach" if row["distance"] is None else row["distance"]
+        where = f"summary/{row['attack']}/distance {away}"
+        values[f"{where}/psnr_db_median"] = row["psnr_db"] and row["psnr_db"]["median"]
     return _known(values)
 
 

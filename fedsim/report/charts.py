@@ -25,8 +25,17 @@ LOOK = "fedsim.report.chart"
 _LEFT, _RIGHT, _FOOT, _GAP = 46, 14, 44, 46
 
 
-def over_rounds(panels: Sequence[Panel], *, width: int, colours: Mapping[str, str]) -> Figure:
-    """Return panels with points, from top to bottom over one axis of rounds."""
+def over_rounds(
+    panels: Sequence[Panel], *, width: int, colours: Mapping[str, str], along: str = "round"
+) -> Figure:
+    """Return panels with points, from top to bottom over one axis of rounds.
+
+    Args:
+        panels: At least one.
+        width: In pixels.
+        colours: Of the page.
+        along: What the axis counts, where it is not rounds.
+    """
     legend = {
         curve.label: dot(colours[colour_of(curve.series)])
         for panel in panels
@@ -45,7 +54,7 @@ def over_rounds(panels: Sequence[Panel], *, width: int, colours: Mapping[str, st
         slack = 0.012 * (max(rounds) - min(rounds)) or 1.0
         areas[-1].set_xlim(min(rounds) - slack, max(rounds) + slack)
         areas[-1].xaxis.set_major_locator(MaxNLocator(max(2, width // 80), integer=True))
-        areas[-1].set_xlabel("round", loc="right")
+        areas[-1].set_xlabel(along, loc="right")
     return figure
 
 

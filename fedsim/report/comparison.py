@@ -69,6 +69,7 @@ def compare(runs: Sequence[RunDirectory], output: Path) -> Path:
         headline=_headline(compared),
         curves=_curves(compared),
         frontier=_frontier(compared),
+        distances=_distances(compared),
         groups=_seed_groups(compared),
         differences=_differences(compared),
         most=MOST_LINES,
@@ -114,6 +115,8 @@ def _curves(runs: Sequence[Compared]) -> Chart | None:
     panels = [panel for panel in panels if any(at.value is not None for at in panel.points)]
     accuracy = [one.view.measured("accuracy", one.series, one.name) for one in runs]
     panels.append(Panel(title="accuracy", curves=accuracy, height=110, most=1))
+    consensus = [one.view.consensus(one.series, one.name) for one in runs]
+    panels.append(Panel(title="consensus distance", curves=consensus, height=90))
     panels = [panel for panel in panels if panel.points]
     if not panels:
         return None
@@ -153,6 +156,21 @@ def _frontier(runs: Sequence[Compared]) -> Chart | None:
         return None
     label = "Median PSNR against accuracy, a point per run and attack: the table above in a picture"
     return chart(partial(scatter, spots, titles=("accuracy, %", "median PSNR, dB")), label)
+
+
+def _distances(runs: Sequence[Compared]) -> Chart | None:
+    """Return leakage by distance from the adversary, for runs without a server."""
+    curves = [
+        one.view.peers.by_distance(one.series, one.name)
+        for one in runs
+        if one.view.peers is not None
+    ]
+    curves = [curve for curve in curves if any(at.value is not None for at in curve.points)]
+    if not curves:
+        return None
+    panel = Panel(title="PSNR, dB", curves=curves, height=210, rules=_rules(runs))
+    label = "Median PSNR by links from the adversary, a colour per run; their pages have the values"
+    return chart(partial(over_rounds, [panel], along="links from the adversary"), label)
 
 
 # seeds

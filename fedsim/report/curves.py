@@ -9,7 +9,7 @@ class At:
     """A curve at one round.
 
     Attributes:
-        round: The round.
+        round: The round, or what else the axis counts.
         value: What the line shows; None where there should be a value and is none.
         low: Lower end of the band; None for no band.
         high: Upper end.

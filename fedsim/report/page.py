@@ -15,6 +15,7 @@ from fedsim.records import RunDirectory
 from fedsim.report import charts
 from fedsim.report.gallery import Pair, best_median_worst, ranked, spread_of
 from fedsim.report.palette import LIGHT
+from fedsim.report.peers_view import GRAPH
 from fedsim.report.pictures import Row, Tile, contact_sheet, png
 from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
@@ -191,6 +192,9 @@ def _write_pictures(view: RunView, sections: Sequence[Section]) -> None:
         if section.film is not None:
             film = contact_sheet(f"{attack}, step by step", _about(view), [section.film])
             replace_bytes(folder / f"steps-{attack}.png", png(film))
+    if view.peers is not None:
+        figure = view.peers.draw(width=GRAPH, colours=LIGHT)
+        replace_bytes(folder / "graph.png", charts.png(figure))
     if panels := view.panels():
         figure = charts.over_rounds(panels, width=WIDE, colours=LIGHT)
         replace_bytes(folder / "curve.png", charts.png(figure))

@@ -37,6 +37,8 @@ def _environment() -> Environment:
         "percent": wording.percent,
         "number": wording.number,
         "tiny": wording.tiny,
+        "share": wording.share,
+        "size": wording.size,
         "duration": wording.duration,
         "remarks": wording.remarks,
         "public": without_paths,
@@ -89,18 +91,18 @@ class Chart:
     image: str
 
 
-def chart(draw: Draw, label: str) -> Chart:
-    """Draw a chart in every way that a page may need it."""
+def chart(draw: Draw, label: str, *, wide: int = WIDE) -> Chart:
+    """Draw a chart in every way that a page may need it, so wide where there is room."""
     dark = "(prefers-color-scheme: dark)"
     ways = [
         (f"{NARROW_SCREEN} and {dark}", NARROW, DARK),  # the first that fits is shown
         (NARROW_SCREEN, NARROW, LIGHT),
-        (dark, WIDE, DARK),
+        (dark, wide, DARK),
     ]
     return Chart(
         label=label,
         sources=[(media, _uri(draw(width=w, colours=c))) for media, w, c in ways],
-        image=_uri(draw(width=WIDE, colours=LIGHT)),
+        image=_uri(draw(width=wide, colours=LIGHT)),
     )
 
 

@@ -10,6 +10,7 @@ from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import AttackKind, attack_kinds
 from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
+from fedsim.report.peers_view import PeersView, peers_view
 from fedsim.report.pictures import Row, Tile
 from fedsim.report.reading import attack_labels, settings
 from fedsim.report.wording import (
@@ -144,6 +145,11 @@ class RunView:
         """Epsilon, delta and unit after the last round; empty without an account of them."""
         return privacy(self.rounds)
 
+    @cached_property
+    def peers(self) -> PeersView | None:
+        """What is said of a run without a server alone; None for any other."""
+        return peers_view(self)
+
     @property
     def headline(self) -> str:
         """The finding in one sentence."""
@@ -190,6 +196,7 @@ class RunView:
             Panel(title="labels found, share", curves=self.label_curves(), height=150, most=1),
             Panel(title="accuracy", curves=[self.measured("accuracy")], height=92, most=1),
             Panel(title="loss", curves=[self.measured("loss")], height=70),
+            Panel(title="consensus distance", curves=[self.consensus()], height=70),
             Panel(title="epsilon given away", curves=[self.spent()], height=70),
         ]
         return [panel for panel in panels if panel.points]
@@ -236,9 +243,27 @@ class RunView:
         return curves
 
     def measured(self, key: str, series: int | None = None, label: str = "") -> Curve:
-        """Accuracy or loss over the rounds that were evaluated; a loss may be no number."""
-        points = [At(round=one["round"], value=one.get(key)) for one in self._evaluated]
+        """Accuracy or loss over the rounds that were evaluated; a loss may be no number.
+
+        Without a server they are those of the mean of all models, and the accuracy has a band from
+        the worst to the best peer.
+        """
+        points = []
+        for one in self._evaluated:
+            told = one.get("peer_accuracy", []) if key == "accuracy" else []
+            peers = [value for value in told if value is not None]
+            low, high = (min(peers), max(peers)) if peers else (None, None)
+            points.append(At(round=one["round"], value=one.get(key), low=low, high=high))
         return Curve(label=label or key, series=series, points=points)
+
+    def consensus(self, series: int | None = None, label: str = "consensus distance") -> Curve:
+        """How far peers are from the mean of all models; no points in runs with a server."""
+        points = [
+            At(round=one["round"], value=one["consensus_distance"])
+            for one in self.rounds
+            if one.get("consensus_distance") is not None
+        ]
+        return Curve(label=label, series=series, points=points)
 
     def spent(self) -> Curve:
         """Epsilon over rounds, where there is an account of it and it is finite."""

@@ -35,6 +35,27 @@ def tiny(value: float | None) -> str:
     return f"{value:.1e}" if 0 < value < 1e-4 else f"{value:.4f}"
 
 
+def share(value: float | None) -> str:
+    """Return a relative error as text: in percent, or in powers of ten where it is tiny."""
+    if value is None:
+        return NOTHING
+    if value == 0 or value >= 1e-3:
+        return percent(value)
+    return f"{value:.0e}"
+
+
+def size(num_bytes: float | None) -> str:
+    """Return bytes as text."""
+    if num_bytes is None:
+        return NOTHING
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            break
+        num_bytes /= 1000
+    digits = 0 if unit == "B" or num_bytes >= 100 else 1
+    return f"{num_bytes:.{digits}f}{SPACE}{unit}"
+
+
 def duration(seconds: float | None) -> str:
     """Return seconds as text."""
     if seconds is None:

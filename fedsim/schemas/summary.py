@@ -4,6 +4,7 @@ from typing import Literal
 
 from fedsim.records import FORMAT
 from fedsim.schemas.document import Count, Document, RunStatus, Seconds, Sha256, Share
+from fedsim.schemas.peers import PeersSummary
 from fedsim.schemas.scores import Copies
 from fedsim.schemas.statistics import Medians, Spread
 
@@ -143,6 +144,8 @@ class Summary(Document):
     """Whose presence is hidden: one example's, or all of a client's."""
     leakage: list[Leakage]
     """A row per attack, threat and defense, in order of name."""
+    peers: PeersSummary | None = None
+    """What is told of a run without a server alone; null for any other."""
     failed_attacks: Count
     """Attacks that failed."""
     unfinished_attacks: Count

@@ -1,14 +1,16 @@
 """What came out of a run, in one document."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import cast
 
 from fedsim.files import Record, replace_json
 from fedsim.records import RunDirectory
 from fedsim.schemas.document import RunStatus
-from fedsim.schemas.statistics import Medians, Spread
+from fedsim.schemas.statistics import Medians
 from fedsim.schemas.summary import BaselineMedians, Leakage, Summary, Timing, Utility
+from fedsim.stages.among_peers import among_peers
+from fedsim.stages.spreads import spread
 
 
 def summarize(
@@ -46,6 +48,7 @@ def summarize(
         utility=utility(rounds),
         **privacy(rounds),
         leakage=leakage(scores),
+        peers=among_peers(run),
         failed_attacks=_count(scores, "failed"),
         unfinished_attacks=_count(scores, "unfinished"),
         unscored_attacks=_count(scores, "unscored"),
@@ -138,21 +141,6 @@ def _details(scores: Sequence[Record], images: Sequence[Record]) -> Record:
         },
         "num_distinct": None if None in distinct else sum(one or 0 for one in distinct),
     } | {name: sum(score.get(name, 0) for score in scores) for name in counts}
-
-
-def spread(values: Iterable[float | None], *, lower_is_better: bool = False) -> Spread | None:
-    """Return mean, median, ends and sample standard deviation; None is left out, as is nothing."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    low, high = min(known), max(known)
-    return Spread(
-        mean=fmean(known),
-        median=median(known),
-        best=low if lower_is_better else high,
-        worst=high if lower_is_better else low,
-        std=stdev(known) if len(known) > 1 else None,
-    )
 
 
 def _weighted(scores: Sequence[Record], key: str) -> float | None:

@@ -11,13 +11,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
-from fedsim.config import parse_experiment
-from fedsim.files import Record, replace_bytes, replace_json
+from fedsim.config import Experiment, parse_experiment
+from fedsim.files import Record, read_json, replace_bytes, replace_json
 from fedsim.records import RunDirectory
 from fedsim.seeds import stream
+from fedsim.stages.prepare_peers import topology_record
 from fedsim.stages.score import score
 from fedsim.stages.summarize import summarize
-from fedsim.threat import threat_of, threat_record
+from fedsim.threat import places_of, threat_of, threat_record
 from fedsim.truth import seal
 
 EXPERIMENT = """
@@ -63,6 +64,9 @@ class MadeRun:
         grants: Extra capabilities, as TOML; of the attacks, IG makes use of private labels.
         failing: Rounds whose attacks all failed.
         summed_up: Whether scores and summary were written.
+        overrides: Of the experiment, as on the command line; with a topology and a protocol it is
+            a run without a server, in which what a victim sent is told apart exactly in the first
+            round and estimated from then on.
     """
 
     name: str = "digits"
@@ -75,6 +79,7 @@ class MadeRun:
     grants: str = ""
     failing: Sequence[int] = ()
     summed_up: bool = True
+    overrides: Sequence[str] = ()
 
 
 Make = Callable[[MadeRun], RunDirectory]
@@ -108,7 +113,7 @@ def make(parent: Path, wanted: MadeRun) -> RunDirectory:
         grants=wanted.grants,
         labels="oracle" if '"labels"' in wanted.grants else "recover",
     )
-    experiment = parse_experiment(text)
+    experiment = parse_experiment(text, overrides=wanted.overrides)
     run = RunDirectory.create(parent, wanted.name)
     replace_json(
         run.environment,
@@ -124,12 +129,18 @@ def make(parent: Path, wanted: MadeRun) -> RunDirectory:
         },
     )
     threat = threat_of(experiment)
-    replace_json(run.root / "threat.json", threat_record(threat))
+    places = None
+    if experiment.decentralised:
+        places = places_of(experiment)
+        replace_json(run.topology, topology_record(experiment))
+    replace_json(run.root / "threat.json", threat_record(threat, places))
     for number in range(wanted.rounds + 1):
-        _train(run, wanted, number)
+        _train(run, wanted, number, experiment)
     for number in range(1, wanted.rounds + 1):
         for victim in wanted.victims:
             _overhear(run, wanted, number, victim)
+            if experiment.decentralised:
+                _tell_how(run, number, victim)
     run.append_event("reply-refused", "round 1, client 2: 'w' holds NaN or infinity", client=2)
     replace_bytes(run.config, experiment.to_toml().encode())
     if wanted.summed_up:
@@ -153,13 +164,30 @@ def make(parent: Path, wanted: MadeRun) -> RunDirectory:
     return run
 
 
-def _train(run: RunDirectory, wanted: MadeRun, number: int) -> None:
+def _train(run: RunDirectory, wanted: MadeRun, number: int, experiment: Experiment) -> None:
     learned = 1 - 0.9 * 0.7**number
     record: Record = {"round": number, "accuracy": learned, "loss": 2.3 * (1 - learned)}
     if number:
         record |= {"train_loss": 2.0 * (1 - learned), "clients": [0, 1], "replies": 3}
         record |= {"rejected": 1, "bytes_up": 9000, "bytes_down": 9000, "seconds": 0.5}
+    if experiment.decentralised:
+        peers = range(experiment.partition.clients)
+        record |= {
+            "clients": list(peers) if number else [],
+            "consensus_distance": 0.5 * number,
+            "peer_accuracy": [learned * (1 - 0.01 * peer) for peer in peers],
+            "messages": 2 * len(peers) * min(number, 1),
+            "bytes_between": 9000 * min(number, 1),
+        }
     run.append_round(record)
+
+
+def _tell_how(run: RunDirectory, number: int, victim: int) -> None:
+    (path,) = (run.root / "observations").glob(f"round-{number:05d}-client-{victim}-*.json")
+    told = {"isolated": "exact", "expected_error": 1e-7}
+    if number > 1:
+        told = {"isolated": "estimated", "expected_error": 0.25}
+    replace_json(path, read_json(path) | told)
 
 
 def _overhear(run: RunDirectory, wanted: MadeRun, number: int, victim: int) -> None:
@@ -215,3 +243,23 @@ def _guess(
         ),
         notes={"restarts": 2, "label rule": "sign"},
     )
+
+
+AMONG_PEERS = MadeRun(
+    rounds=3,
+    victims=(1, 2, 4, 8),
+    attacks=("dlg",),
+    overrides=(
+        "partition.clients=9",
+        "topology.name=ring",
+        "protocol.name=d-psgd",
+        "adversary.threat=curious-neighbour",
+    ),
+)
+"""A ring of nine, whose peer 0 listens: to both neighbours (1 and 8), and farther."""
+
+
+@pytest.fixture(scope="session")
+def made_among_peers(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run without a server, that tests leave alone."""
+    return make(tmp_path_factory.mktemp("made-among-peers"), AMONG_PEERS)

@@ -8,7 +8,8 @@ import pytest
 
 from fedsim.files import Record, read_json
 from fedsim.records import RunDirectory
-from fedsim.stages.summarize import leakage, spread, summarize, utility
+from fedsim.stages.spreads import spread
+from fedsim.stages.summarize import leakage, summarize, utility
 
 
 def image(psnr_db: float | None) -> Record:

@@ -121,3 +121,20 @@ def test_a_failed_attack_shows_its_rate_of_zero_and_no_psnr(make_run: Make) -> N
     assert "psnr_db/dlg/client-0" not in scalars
     assert "psnr_db/data mean (baseline)/client-0" in scalars
     assert of_summary(read_json(run.summary))["summary/dlg/failed"] == 1.0
+
+
+def test_consensus_peers_and_their_traffic_are_curves_where_there_is_no_server(
+    made_among_peers: RunDirectory,
+) -> None:
+    last = made_among_peers.rounds()[-1]
+
+    curves = of_round(last)
+
+    assert curves["utility/consensus_distance"] == last["consensus_distance"]
+    assert curves["utility/worst_peer"] == min(last["peer_accuracy"])
+    assert curves["utility/best_peer"] == max(last["peer_accuracy"])
+    assert curves["traffic/bytes_between"] == 9000
+    assert curves["traffic/messages"] == 18
+    final = of_summary(read_json(made_among_peers.summary))
+    assert final["summary/dlg/distance 1/psnr_db_median"] > 0
+    assert "summary/dlg/distance 3/psnr_db_median" not in final  # nothing was got there

@@ -8,7 +8,7 @@ import pytest
 from fedsim.errors import ConfigError
 from fedsim.report.comparison import compare, over_seeds
 from fedsim.stages.summarize import leakage
-from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.conftest import AMONG_PEERS, MadeRun, Make
 from tests.fedsim.report.test_page import Page
 
 
@@ -96,3 +96,22 @@ def test_nothing_cannot_be_compared(tmp_path: Path) -> None:
 def test_one_value_has_a_mean_and_no_deviation() -> None:
     assert (over_seeds([2.0, None]).mean, over_seeds([2.0]).std) == (2.0, None)
     assert over_seeds([None]).mean is None
+
+
+def test_runs_with_and_without_a_server_stand_in_one_page(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(MadeRun(name="centre", rounds=3)), make_run(AMONG_PEERS)]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    assert page.open == []
+    assert "Without a server" in page.text
+    assert "d-psgdringcurious-neighbour22.2 %4 told apart exactly, 8 estimated" in page.text
+    assert len(page.charts) == 3 * 4  # the frontier, over distances, over rounds
+    assert any("links from the adversary" in chart for chart in page.charts)
+    assert "protocol.name" in page.text  # among what differs
+
+
+def test_without_such_runs_nothing_is_said_of_peers(make_run: Make, tmp_path: Path) -> None:
+    page = Page(compare([make_run(MadeRun(rounds=1))], tmp_path / "compare.html").read_text())
+
+    assert "Without a server" not in page.text

@@ -1,0 +1,239 @@
+"""A run without a server as its page shows it: who heard whom, and what that told about whom."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+from fedsim.files import Record
+from fedsim.reach import Reach, number_of, reach_of
+from fedsim.report.charts import over_rounds
+from fedsim.report.curves import At, Curve, Panel
+from fedsim.report.graph import Marks, Shades, draw_graph
+from fedsim.report.rendering import Chart, Draw, chart
+from fedsim.report.wording import count, decibels, percent
+from fedsim.schemas.peers import DistanceLeakage, PeersSummary
+from fedsim.stages.among_peers import among_peers, first_round, how_of
+from fedsim.topologies.layout import positions
+
+if TYPE_CHECKING:  # which shows this
+    from fedsim.report.run_view import RunView
+
+GRAPH = 620
+"""Width of the picture of the graph, in pixels."""
+MOST_DB = 60.0
+"""The strongest colour of a peer: an image is long recognised."""
+WAYS = {
+    "heard": "as it was sent",
+    "exact": "told apart exactly",
+    "estimated": "estimated",
+}
+"""How an update was got hold of, for people."""
+
+
+@dataclass(frozen=True)
+class PeersView:
+    """What a page says of a run without a server.
+
+    Attributes:
+        view: The run.
+        reach: Where its adversary sat.
+        found: What came out.
+    """
+
+    view: "RunView"
+    reach: Reach
+    found: PeersSummary
+
+    @property
+    def attack(self) -> str | None:
+        """The attack that the page goes by: the strongest."""
+        return None if self.view.strongest is None else self.view.strongest.attack
+
+    @cached_property
+    def first(self) -> int:
+        """The first round in which the adversary listened; graph and facts are of it."""
+        return first_round(self.reach)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """The facts of the graph, in words."""
+        facts = self.reach.topology["facts"]
+        low, high = facts["min_degree"], facts["max_degree"]
+        each = (
+            str(low) if low == high else f"{low} to {high}, {facts['mean_degree']:.1f} on average"
+        )
+        diameter = facts["diameter"]
+        return [
+            ("peers", str(facts["num_peers"])),
+            ("links", f"{facts['num_links']}{', in one direction each' * facts['directed']}"),
+            ("neighbours of each", each),
+            ("longest way", "not connected" if diameter is None else count(diameter, "link")),
+            ("mixing weights", self.reach.topology["mixing"]),
+            ("spectral gap", f"{facts['spectral_gap']:.3g}"),
+        ]
+
+    @property
+    def other_rounds(self) -> str:
+        """What is to be said of a graph that changes; empty for one that does not."""
+        if not self.reach.topology["varies"]:
+            return ""
+        return f"The graph changes from round to round; that of round {self.first} is drawn."
+
+    @property
+    def hears(self) -> str:
+        """What the adversary hears, in a sentence."""
+        heard, links = self.reach.heard(self.first), self.reach.links(self.first)
+        part = f"{len(heard)} of {count(len(links), 'link')}"
+        own = self.reach.own
+        if own:
+            return f"The adversary is {_named(own)}, and hears {part}."
+        if self.reach.hears_all:
+            return f"The adversary hears every one of {count(len(links), 'link')}."
+        return f"The adversary taps {part}."
+
+    # leakage
+
+    @cached_property
+    def best(self) -> dict[int, float]:
+        """Best PSNR of any image of each peer, by the strongest attack."""
+        found: dict[int, float] = {}
+        for score in self.view.scores:
+            if score["attack"] == self.attack:
+                peer = number_of(score["victim"])
+                values = [image["psnr_db"] for image in score["images"]]
+                for value in values:
+                    if value is not None:
+                        found[peer] = max(value, found.get(peer, value))
+        return found
+
+    @cached_property
+    def graph(self) -> Chart:
+        """The graph, with the adversary, what it hears, and what it got of whom."""
+        return chart(self.draw, self._graph_label, wide=GRAPH)
+
+    @property
+    def draw(self) -> Draw:
+        """What draws the graph."""
+        graph = self.reach.graph(self.first)
+        data_mean = self.view.strongest and self.view.strongest.baseline_psnr_db
+        shades = Shades(
+            title="best PSNR, dB",
+            values={peer: min(value, MOST_DB) for peer, value in self.best.items()},
+            low=min(data_mean or 0.0, *self.best.values(), MOST_DB) if self.best else 0.0,
+            high=MOST_DB if max(self.best.values(), default=0.0) > 40 else 40.0,
+        )
+        marks = Marks(
+            shades=shades,
+            adversaries=self.reach.own,
+            heard=self.reach.heard(self.first),
+        )
+        places = positions(self.reach.topology["name"], graph)
+        return partial(draw_graph, graph, places, marks=marks)
+
+    @property
+    def _graph_label(self) -> str:
+        values = [f"peer {peer}: {decibels(value)}" for peer, value in sorted(self.best.items())]
+        got = f"Best image of each by {self.attack}: {', '.join(values)}." if values else ""
+        name = self.reach.topology["name"]
+        return f"{name} of {self.reach.num_peers} peers. {self.hears} {got}".strip()
+
+    @property
+    def distances(self) -> list[DistanceLeakage]:
+        """What the strongest attack got, by distance."""
+        return [row for row in self.found.by_distance if row.attack == self.attack]
+
+    def by_distance(self, series: int = 0, label: str = "") -> Curve:
+        """Median PSNR of the strongest attack by distance, from worst to best image."""
+        points = [
+            At(
+                round=row.distance,
+                value=row.psnr_db.median,
+                low=row.psnr_db.worst,
+                high=row.psnr_db.best,
+            )
+            if row.psnr_db
+            else At(round=row.distance, value=None)
+            for row in self.distances
+            if row.distance is not None
+        ]
+        return Curve(label=label or self.attack or "", series=series, points=points)
+
+    @cached_property
+    def distance_chart(self) -> Chart | None:
+        """Leakage by distance; None for fewer than two distances."""
+        curve = self.by_distance()
+        best = self.view.strongest
+        if best is None or len(curve.points) < 2:
+            return None
+        rules = {}
+        if best.baseline_psnr_db is not None:
+            rules = {f"data mean {decibels(best.baseline_psnr_db)}": best.baseline_psnr_db}
+        panel = Panel(title="PSNR, dB", curves=[curve], height=170, rules=rules)
+        return chart(
+            partial(over_rounds, [panel], along="links from the adversary"),
+            f"PSNR of {curve.label} by distance from the adversary. The table has the values.",
+        )
+
+    @property
+    def unheard(self) -> list[int]:
+        """Peers of which the adversary got no update."""
+        got = {number_of(one["sender"]) for one in self._observations}
+        return [peer for peer in self.reach.victims if peer not in got]
+
+    @cached_property
+    def _observations(self) -> list[Record]:
+        return self.view.run.observation_records()
+
+    # rounds
+
+    def round_by_round(self) -> list[Record]:
+        """Utility, traffic and what was got hold of: a line per round."""
+        ways: dict[int, list[str]] = {}
+        for one in self._observations:
+            ways.setdefault(one["round"], []).append(how_of(one))
+        scores: dict[int, list[float]] = {}
+        for score in self.view.scores:
+            if score["attack"] == self.attack:
+                values = [image["psnr_db"] for image in score["images"]]
+                scores.setdefault(score["round"], []).extend(v for v in values if v is not None)
+        return [
+            {
+                "round": record["round"],
+                "accuracy": record.get("accuracy"),
+                "peers": sorted(v for v in record.get("peer_accuracy", []) if v is not None),
+                "consensus": record.get("consensus_distance"),
+                "bytes": record.get("bytes_between"),
+                "failed": record.get("failed", []),
+                "ways": {
+                    WAYS[how]: ways.get(record["round"], []).count(how)
+                    for how in WAYS
+                    if how in ways.get(record["round"], [])
+                },
+                "psnr_db": median(scores[record["round"]]) if scores.get(record["round"]) else None,
+            }
+            for record in self.reach.rounds
+        ]
+
+    @property
+    def peer_range(self) -> str:
+        """Accuracy of the worst and the best peer; empty where it was not measured."""
+        one = self.found.peer_accuracy
+        return "" if one is None else f"{percent(one.worst)} to {percent(one.best)}"
+
+    @property
+    def ways(self) -> Mapping[str, str]:
+        """How an update was got hold of, for people."""
+        return WAYS
+
+
+def peers_view(view: "RunView") -> PeersView | None:
+    """Return what a page says of a run without a server; None for any other."""
+    reach, found = reach_of(view.run), among_peers(view.run)
+    return None if reach is None or found is None else PeersView(view, reach, found)
+
+
+def _named(peers: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, peers))
+    return f"peer {numbers}" if len(peers) == 1 else f"peers {numbers} together"
