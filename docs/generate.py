@@ -21,6 +21,7 @@ from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.data import DATASETS, PARTITIONERS
 from fedsim.defenses import DEFENSES, Place
 from fedsim.models import MODELS
+from fedsim.protocols import PROTOCOLS
 from fedsim.sections import Section
 from fedsim.threat import MEANING
 from fedsim.topologies import MIXINGS, TOPOLOGIES
@@ -249,6 +250,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "defense-options": lambda: options(DEFENSES),
     "check-names": lambda: _names(load(CHECKS)),
     "check-options": lambda: options(load(CHECKS)),
+    "protocol-names": lambda: _names(PROTOCOLS),
+    "protocol-options": lambda: options(PROTOCOLS),
     "topology-names": lambda: _names(TOPOLOGIES),
     "topology-options": lambda: options(TOPOLOGIES),
     "topology-facts": topology_facts,

@@ -33,7 +33,7 @@ class Choco:
         share: Of all coordinates, those that a message holds; at least one. 1 sends everything;
             the paper's experiments send 0.01.
         gamma: How far to move towards the copies, of the whole way; unset means `share`. The paper
-            tunes it: larger is faster, but some three times the share diverges.
+            tunes it: larger is faster up to about twice the share, and far above that diverges.
     """
 
     share: float = 0.1

@@ -9,7 +9,7 @@ import torch
 
 from fedsim.protocols.d_psgd import DecentralisedPSGD
 from fedsim.protocols.peer_protocol import MessageKind, Parcel
-from fedsim.protocols.simulate import place, simulate
+from fedsim.protocols.simulate import Faults, place, play_round, simulate
 from tests.fedsim.protocols.playing import (
     Graph,
     complete,
@@ -73,6 +73,26 @@ def test_disagreement_shrinks_at_the_rate_of_the_second_eigenvalue(
     rate = float((away[-1].norm() / away[-21].norm()) ** (1 / 20))
     second = np.sort(np.abs(np.linalg.eigvalsh(network.mixing(1))))[-2]
     assert rate == pytest.approx(second, rel=0.05)
+
+
+def test_a_round_goes_on_without_a_peer_that_failed() -> None:
+    losses, starts, protocol = quadratics(4), own_starts(4), DecentralisedPSGD()
+
+    played = play_round(
+        protocol,
+        complete(4),
+        [protocol.begin(start) for start in starts],
+        losses.gradient,
+        1,
+        learning_rate=0.1,
+        faults=Faults(failed={(1, 2): 0}),
+    )
+
+    stepped = [starts[peer] - 0.1 * losses.gradient(peer, 1, starts[peer]) for peer in (0, 1, 3)]
+    after = models(protocol, played)
+    assert torch.equal(after[2], starts[2])
+    mean = torch.stack(stepped).mean(0)
+    torch.testing.assert_close(after[[0, 1, 3]], mean.expand(3, -1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.catalog import load
 from fedsim.protocols import PROTOCOLS
 from fedsim.protocols.peer_protocol import Here, Parcel, PeerProtocol, State
+from fedsim.protocols.simulate import Faults, play_round
 from tests.fedsim.protocols.playing import (
     Graph,
     models,
@@ -133,6 +134,29 @@ def test_a_round_on_a_ring_costs_what_the_documentation_says(
 
     sent = [tensor for one in played.said for tensor in one.parcel.tensors.values()]
     assert sum(tensor.nbytes for tensor in sent) / 8 == num_bytes
+
+
+@pytest.mark.parametrize("variant", [one for one in VARIANTS if _made(one).collective])
+@pytest.mark.parametrize("hop", [0, 1, 3, 99])
+def test_a_collective_ends_alike_among_those_that_are_left(variant: str, hop: int) -> None:
+    protocol, losses = _made(variant), quadratics(6)
+    network, start = network_for(protocol, 6), own_starts(1)[0]
+    last = min(hop, protocol.num_hops(6, network.edges(1)))
+
+    played = play_round(
+        protocol,
+        network,
+        [protocol.begin(start)] * 6,
+        losses.gradient,
+        1,
+        learning_rate=0.1,
+        faults=Faults(failed={(1, 2): last, (1, 3): last}),
+    )
+
+    left = models(protocol, played)[[0, 1, 4, 5]]
+    mean = torch.stack([losses.gradient(peer, 1, start) for peer in (0, 1, 4, 5)]).mean(0)
+    torch.testing.assert_close(left, (start - 0.1 * mean).expand(4, -1), rtol=0, atol=1e-12)
+    assert torch.equal(left, left[:1].expand(4, -1))
 
 
 class _Reversed:

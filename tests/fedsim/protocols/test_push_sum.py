@@ -4,11 +4,12 @@ import torch
 
 from fedsim.protocols.peer_protocol import MessageKind, Parcel
 from fedsim.protocols.push_sum import PushSum
-from fedsim.protocols.simulate import place
+from fedsim.protocols.simulate import Faults, Said, place, play_round
 from tests.fedsim.protocols.playing import (
     complete,
     counted,
     models,
+    nothing_to_learn,
     own_starts,
     play,
     quadratics,
@@ -27,6 +28,30 @@ def test_mass_and_numerators_are_conserved_on_a_directed_graph() -> None:
         numerator = torch.stack([state["numerator"] for state in one.states]).sum(0)
         assert abs(float(mass) - 9) <= 1e-12 * 9
         torch.testing.assert_close(numerator, torch.stack(starts).sum(0), rtol=0, atol=1e-12)
+
+
+def test_no_mass_is_lost_when_peers_fail() -> None:
+    network, protocol = random_graph(6, 4, directed=True), PushSum()
+    faults = Faults(failed={(2, 1): 0, (3, 1): 0, (3, 4): 1, (5, 2): 1, (5, 0): 1})
+    states, late = [protocol.begin(start) for start in own_starts(6)], list[Said]()
+
+    for number in range(1, 9):
+        played = play_round(
+            protocol,
+            network,
+            states,
+            nothing_to_learn,
+            number,
+            learning_rate=0.1,
+            faults=faults,
+            late=late,
+        )
+        states = list(played.states)
+        parts = [*states, *(one.parcel.tensors for one in late)]
+        assert bool(late) == (number in {2, 3, 5})
+        for what, whole in {"mass": torch.tensor([6.0]), "numerator": sum(own_starts(6))}.items():
+            total = torch.stack([part[what] for part in parts]).sum(0)
+            torch.testing.assert_close(total, torch.as_tensor(whole).double(), rtol=0, atol=1e-12)
 
 
 def test_models_converge_to_the_mean_on_a_directed_graph() -> None:
