@@ -12,6 +12,7 @@ weights received, and taken out of the whole change.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ from fedsim.defenses import Place, Situation
 from fedsim.errors import ConfigError
 
 _AT_ONCE = 256
-"""Examples in one backward pass."""
+"""Copies of examples in one backward pass; more examples than that are done one part at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,25 +132,41 @@ def leakage(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
     handle = model.get_submodule(layer).register_forward_pre_hook(
         lambda _, given: caught.append(given[0])
     )
-    try:
-        with torch.no_grad():
-            model(inputs)
+
+    def features_of(some: Tensor) -> Tensor:
+        model(some)
         values = caught.pop()
         if values.dim() != 2:
             raise ConfigError(
                 f"defenses: soteria prunes features of vectors, and layer '{layer}' receives "
                 f"{tuple(values.shape[1:])} per example; set defenses.soteria.options.layer"
             )
-        lengths = torch.empty_like(values)
-        for number, example in enumerate(inputs):
-            for start in range(0, values.shape[1], _AT_ONCE):
-                wanted = range(start, min(start + _AT_ONCE, values.shape[1]))
-                # a copy of the example per feature: one backward pass for all of them
-                copies = torch.stack([example] * len(wanted)).requires_grad_()
-                model(copies)
-                chosen = caught.pop()[:, start : wanted.stop].diagonal()
-                (slopes,) = torch.autograd.grad(chosen.sum(), copies)
-                lengths[number, start : wanted.stop] = slopes.flatten(1).norm(dim=1)
+        return values
+
+    try:
+        with torch.no_grad():
+            values = torch.cat([features_of(some) for some in torch.split(inputs, _AT_ONCE)])
+        lengths = torch.cat(
+            [_slopes(features_of, some, values.shape[1]) for some in torch.split(inputs, _AT_ONCE)]
+        )
     finally:
         handle.remove()
     return torch.where(values == 0, 0.0, values.abs() / lengths.clamp_min(1e-12)).mean(dim=0)
+
+
+def _slopes(features_of: Callable[[Tensor], Tensor], inputs: Tensor, width: int) -> Tensor:
+    """Return |dr_i/dX| per example and feature, (B, F), for F = `width` features.
+
+    Examples are copied, once for each feature of a backward pass: no derivative is of a sum.
+    """
+    num_copies = min(width, max(1, _AT_ONCE // len(inputs)))
+    copies = inputs.repeat(num_copies, *[1] * (inputs.dim() - 1)).requires_grad_()
+    values = features_of(copies).view(num_copies, len(inputs), width)
+    lengths: list[Tensor] = []
+    for start in range(0, width, num_copies):
+        chosen = values[:, :, start : start + num_copies].diagonal(dim1=0, dim2=2)
+        more = start + num_copies < width
+        (slopes,) = torch.autograd.grad(chosen.sum(), copies, retain_graph=more)
+        slopes = slopes.reshape(num_copies, len(inputs), -1)
+        lengths.append(slopes[: chosen.shape[1]].norm(dim=2).T)
+    return torch.cat(lengths, dim=1)

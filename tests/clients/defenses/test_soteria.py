@@ -44,14 +44,15 @@ def test_the_score_of_a_feature_is_its_size_over_its_slope() -> None:
     torch.testing.assert_close(found, torch.tensor([(7 / 5 + 6 / 5) / 2, (2 / 2 + 0) / 2]))
 
 
-def test_the_scores_agree_with_one_backward_pass_per_feature() -> None:
-    model, inputs = network(), torch.rand(2, 3, 2, 2)
+@pytest.mark.parametrize("num_examples", [1, 2, 100, 300])
+def test_the_scores_agree_with_one_backward_pass_per_feature(num_examples: int) -> None:
+    model, inputs = network(), torch.rand(num_examples, 3, 2, 2)
 
     found = leakage(model, "3", inputs)
 
     inputs.requires_grad_()
     features = model[:3](inputs)
-    assert features.shape == (2, 300)  # more than are done at once
+    assert features.shape == (num_examples, 300)  # more than are done at once
     for index in (0, 255, 256, 299):
         (slopes,) = torch.autograd.grad(features[:, index].sum(), inputs, retain_graph=True)
         expected = (features[:, index].abs() / slopes.flatten(1).norm(dim=1)).mean()
