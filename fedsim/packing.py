@@ -22,11 +22,13 @@ _CHUNK = 1 << 16
 """Values whose bits are spread out at once; a multiple of 8, so that chunks end on bytes."""
 _LOOK = 4096
 """Values to look at before all of them are."""
+_GLANCE = 64
+"""Values, none of them zero, to look at before those."""
 _PALETTE = 256
 """The most values that a palette has."""
 _MOST_BITS = 16
 """Bits of the widest level."""
-_DIVISORS = range(1, 8)
+_DIVISORS = np.arange(1, 8, dtype=np.float32)
 """What part of the smallest magnitude is tried as the unit: level 1 may not occur."""
 _BLOCKS = (0, *range(6, 14))
 """Sizes of blocks that have a unit each, as powers of two; 0 is one block of all."""
@@ -149,7 +151,7 @@ def _unpack_brain(data: bytes, count: int) -> Words:
 
 
 def _pack_palette(words: Words) -> bytes | None:
-    if not len(words) or len(np.unique(words[:_LOOK])) > _PALETTE:
+    if not len(words) or len(np.unique(words[: 2 * _PALETTE])) > _PALETTE:
         return None
     palette = np.unique(words)
     if len(palette) > _PALETTE:
@@ -191,6 +193,8 @@ def _levels(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
     """Return the unit of each block and how many of them each value is, (N,); None if it is not."""
     size = 1 << exponent if exponent else len(values)
+    if not _may_have_unit(values[:size]):
+        return None
     look = max(size, _LOOK)
     if exponent and len(values) > 2 * look and _levels(values[:look], exponent) is None:
         return None
@@ -208,6 +212,19 @@ def _levels(
     return units, _whole(blocks, units).reshape(-1)[: len(values)].astype(np.int64)
 
 
+def _may_have_unit(block: npt.NDArray[np.float32]) -> bool:
+    """Whether a glance does not rule out that all of a block, (S,), are multiples of a unit."""
+    some = block[np.flatnonzero(block)[:_GLANCE]]
+    if not len(some):
+        return True
+    smallest = np.abs(block).min(where=block != 0, initial=np.inf)
+    tried = (smallest / _DIVISORS)[:, None]
+    tried[tried == 0] = 1.0
+    with np.errstate(over="ignore"):
+        again = np.rint(some.astype(np.float64) / tried).astype(np.float32) * tried
+    return bool((again == some).all(axis=1).any())
+
+
 def _units(
     blocks: npt.NDArray[np.float32], smallest: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], bool]:
@@ -215,7 +232,7 @@ def _units(
     units = smallest.astype(np.float32)
     open_ = np.arange(len(blocks))
     for divisor in _DIVISORS:
-        tried = smallest[open_] / np.float32(divisor)
+        tried = smallest[open_] / divisor
         tried[tried == 0] = 1.0
         whole = _whole(blocks[open_], tried)
         with np.errstate(over="ignore"):
