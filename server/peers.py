@@ -247,19 +247,24 @@ class Relay:
         """Return what waits for whom: what was said in this hop, and what is late."""
         inbox: Inbox = {peer: list(said) for peer, said in self.late.items()}
         self.late = {}
-        for sender in sorted(answers):
-            receivers = [receiver for one, receiver in self._edges(members) if one == sender]
-            said = posts_of(
-                answers[sender],
+        receivers: dict[int, list[int]] = {}
+        for sender, receiver in self._edges(members):
+            receivers.setdefault(sender, []).append(receiver)
+        said = [
+            one
+            for sender, content in sorted(answers.items())
+            for one in posts_of(
+                content,
                 sender=sender,
                 server_round=self.round,
                 hop=hop,
-                receivers=receivers,
+                receivers=receivers.get(sender, []),
             )
-            self._carry(said, hop, len(members), tally)
-            for one in said:
-                for receiver in one.to:
-                    inbox.setdefault(receiver, []).append(one)
+        ]
+        self._carry(said, hop, len(members), tally)
+        for one in said:
+            for receiver in one.to:
+                inbox.setdefault(receiver, []).append(one)
         return inbox
 
     def _edges(self, members: Sequence[int]) -> list[tuple[int, int]]:
