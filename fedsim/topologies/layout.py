@@ -15,6 +15,8 @@ CIRCLES = ("ring", "complete", "watts-strogatz", "one-peer-exponential")
 """Graphs whose peers stand in a circle, in order."""
 LONGEST_LINE = 16
 """Peers of a line that stand in one row."""
+WIDEST_TREE = 64
+"""Peers of a tree that is drawn from the root down."""
 MOST_SPRINGS = 120
 """Of more peers, a layout by all distances takes too long."""
 
@@ -37,7 +39,7 @@ def positions(name: str, graph: PeerGraph) -> Positions:
         return {0: (0.0, 0.0)} | _circle(peer for peer in graph if peer)
     if name == "hypercube":
         return _shadow(graph)
-    if name == "tree":
+    if name == "tree" and len(graph) <= WIDEST_TREE:
         return _layers(graph)
     return _by_distance(graph)
 
