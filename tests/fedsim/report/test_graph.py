@@ -81,6 +81,14 @@ def test_every_peer_and_every_link_is_drawn_inside_the_picture_and_apart(
             assert apart > boxes[one].width
 
 
+@pytest.mark.parametrize("name", ["random-regular", "erdos-renyi", "tree"])
+def test_the_numbers_of_a_hundred_peers_can_be_read(name: str) -> None:
+    figure = drawn(PeerNetwork(name=name, num_peers=100))
+
+    widths = [node.get_window_extent().width for node in nodes(figure).values()]
+    assert min(widths) > 14  # pixels: room for two digits of 7
+
+
 def test_links_around_a_torus_do_not_run_through_other_peers_nor_out_of_the_picture() -> None:
     network = PeerNetwork(name="torus", num_peers=16)
 
@@ -88,7 +96,11 @@ def test_links_around_a_torus_do_not_run_through_other_peers_nor_out_of_the_pict
 
     width, height = figure.get_size_inches() * 72
     places = {peer: middle(node) for peer, node in nodes(figure).items()}
-    bent = [path for path in links(figure, "links").get_paths() if np.asarray(path.vertices).shape == (3, 2)]
+    bent = [
+        path
+        for path in links(figure, "links").get_paths()
+        if np.asarray(path.vertices).shape == (3, 2)
+    ]
     assert len(bent) == 8  # one around each row and each column
     for path in bent:
         start, top, end = np.asarray(path.vertices)
