@@ -85,10 +85,13 @@ def test_a_change_that_comes_late_mends_the_copy_and_silence_pulls_nobody() -> N
 
     silent = protocol.listen(state, {}, here)
     late = protocol.listen(protocol.speak(silent, here)[0], {1: [change, change]}, here)
+    silent_again = protocol.listen(protocol.speak(late, here)[0], {}, here)
 
     assert silent["model"].tolist() == [0, 0, 0, 0]
     assert late["copy-1"].tolist() == [0, 0, 2, 0]
     torch.testing.assert_close(late["model"], torch.tensor([0, 0, 0.3 * here.weights[1] * 2, 0]))
+    assert torch.equal(silent_again["model"], late["model"])
+    assert torch.equal(silent_again["copy-1"], late["copy-1"])
 
 
 def test_the_largest_entries_are_found_and_the_first_of_those_alike() -> None:
