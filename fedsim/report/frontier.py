@@ -7,15 +7,27 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from fedsim.report.charts import LOOK, SHAPES, dot, inks, sheet
+from fedsim.report.labels import Box, places_of, rows_of, width_of
 from fedsim.report.palette import NUM_SERIES, colour_of
 
 MOST_DB = 60.0
-"""Leakage above this is drawn here: an image is long recognised, and the rest needs the room."""
+"""Where the axis ends: an image is long recognised, and the rest needs the room.
+
+Marks of this and more stand in a strip above, in rows, which mean nothing.
+"""
 
 _HEIGHT = 420
+"""Of the axis, in pixels."""
+_ROW = 22
+"""Of a row of the strip."""
+_MARGIN = 0.06
+"""Free room beside the marks, as a part of the range of the axis."""
+_NAMES = 0.1
+"""More of it on the right, for names: the best marks are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +36,14 @@ class Mark:
 
     Attributes:
         name: Written beside it.
+        short: Written where there is no room for the name.
         family: What its colour and shape stand for.
         x: Utility, and the ends of its interval.
         y: Leakage, and the ends of its interval.
     """
 
     name: str
+    short: str
     family: str
     x: tuple[float, float, float]
     y: tuple[float, float, float]
@@ -107,28 +121,48 @@ def draw(
         for place, family in enumerate(families)
     }
     legend = {family: dot(*look) for family, look in looks.items()}
+    across = _limits([end for mark in marks for end in mark.x])
+    across = across[0], across[1] + _NAMES * (across[1] - across[0])
+    upwards = _limits([0.0, *(min(end, MOST_DB) for mark in marks for end in mark.y)])
+    beyond = [mark for mark in marks if mark.y[0] >= MOST_DB]
+    if beyond:
+        upwards = (upwards[0], MOST_DB)
     with style.context([LOOK, inks(colours)], after_reset=True):
-        figure, grid = sheet(legend, width, _HEIGHT)
+        _, edges = sheet(legend, width, _HEIGHT)
+        room = width * (edges["right"] - edges["left"])
+        unit = (across[1] - across[0]) / room, (upwards[1] - upwards[0]) / _HEIGHT  # of a pixel
+        columns = [(mark.x[0] - across[0]) / unit[0] for mark in beyond]
+        rows = rows_of(columns, [mark.name for mark in beyond], room)
+        strip = _ROW * (1.5 + max(rows)) if rows else 0.0
+
+        figure, grid = sheet(legend, width, _HEIGHT + round(strip))
         area = figure.subplots(gridspec_kw=grid)
+        area.set_xlim(*across)
+        area.set_ylim(upwards[0], upwards[1] + strip * unit[1])
+        area.yaxis.set_major_locator(FixedLocator(list(np.arange(0, upwards[1] + 1, 10))))
         _draw_frontier(area, frontier, colours)
-        for name, level in rules.items():
-            area.axhline(level, color=colours["muted"], linewidth=1, dashes=(5, 4), zorder=1)
-            area.text(
-                1,
-                level,
-                name,
-                ha="right",
-                va="bottom",
-                fontsize=11,
-                transform=area.get_yaxis_transform(),
-            )
+        taken = [_draw_rule(area, *rule, upwards[0], unit[1], colours) for rule in rules.items()]
+        if beyond:
+            area.axhspan(MOST_DB, area.get_ylim()[1], color=colours["grid"], alpha=0.35, zorder=0)
+            title = f"{MOST_DB:g} dB or more"
+            area.text(0.005, MOST_DB, title, va="bottom", transform=area.get_yaxis_transform())
+        heights = {id(mark): mark.y[0] for mark in marks}
+        for mark, row in zip(beyond, rows, strict=True):
+            heights[id(mark)] = MOST_DB + _ROW * (row + 0.6) * unit[1]
         for mark in marks:
-            _draw_mark(area, mark, *looks[mark.family], colours)
+            _draw_mark(area, mark, heights[id(mark)], *looks[mark.family])
+        _draw_names(area, marks, [heights[id(mark)] for mark in marks], unit, room, taken, colours)
         area.grid(axis="y", clip_on=False)
         area.set_xlabel(titles[0], loc="right")
         area.set_title(titles[1])
-        area.margins(x=0.05, y=0.08)
     return figure
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis that has all values, and some room."""
+    low, high = min(values), max(values)
+    margin = _MARGIN * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _draw_frontier(area: Axes, frontier: Frontier, colours: Mapping[str, str]) -> None:
@@ -152,18 +186,54 @@ def _draw_frontier(area: Axes, frontier: Frontier, colours: Mapping[str, str]) -
     )
 
 
-def _draw_mark(area: Axes, mark: Mark, colour: str, shape: str, colours: Mapping[str, str]) -> None:
-    (x, left, right) = mark.x
-    y, low, high = (min(value, MOST_DB) for value in mark.y)
-    area.plot([left, right], [y, y], color=colour, alpha=0.45, linewidth=1.5, zorder=2)
-    area.plot([x, x], [low, high], color=colour, alpha=0.45, linewidth=1.5, zorder=2)
-    area.plot(x, y, shape, color=colour, markersize=8, zorder=3)
-    area.annotate(
-        mark.name,
-        (x, y),
-        xytext=(6, 5),
-        textcoords="offset points",
-        fontsize=10.5,
-        color=colours["ink"],
-        zorder=4,
-    )
+def _draw_rule(
+    area: Axes, name: str, level: float, bottom: float, unit: float, colours: Mapping[str, str]
+) -> Box:
+    """Draw a level and its name, at the left, where few marks are; return the room of the name."""
+    area.axhline(level, color=colours["muted"], linewidth=1, dashes=(5, 4), zorder=1)
+    across = area.get_yaxis_transform()
+    area.text(0.005, level, name, va="bottom", fontsize=11, transform=across)
+    low = (level - bottom) / unit
+    return Box(0, low, 8 + width_of(name), low + 14)
+
+
+def _draw_mark(area: Axes, mark: Mark, height: float, colour: str, shape: str) -> None:
+    """Draw a mark, so high, with its whiskers; one in the strip has none in there."""
+    x, left, right = mark.x
+    _, low, high = mark.y
+    area.plot([left, right], [height] * 2, color=colour, alpha=0.45, linewidth=1.5, zorder=2)
+    ends = [low, min(high, max(height, MOST_DB))] if low < MOST_DB else []
+    area.plot([x] * len(ends), ends, color=colour, alpha=0.45, linewidth=1.5, zorder=2)
+    area.plot(x, height, shape, color=colour, markersize=8, zorder=3)
+
+
+def _draw_names(
+    area: Axes,
+    marks: Sequence[Mark],
+    heights: Sequence[float],
+    unit: tuple[float, float],
+    room: float,
+    taken: Sequence[Box],
+    colours: Mapping[str, str],
+) -> None:
+    """Write each mark's name where it meets nothing."""
+    left, bottom = area.get_xlim()[0], area.get_ylim()[0]
+    points = [
+        ((mark.x[0] - left) / unit[0], (height - bottom) / unit[1])
+        for mark, height in zip(marks, heights, strict=True)
+    ]
+    places = places_of(points, [(mark.name, mark.short) for mark in marks], room, taken)
+    for mark, height, point, (name, place) in zip(marks, heights, points, places, strict=True):
+        leftwards = place.right < point[0]
+        end = place.right if leftwards else place.left
+        area.annotate(
+            name,
+            (mark.x[0], height),
+            xytext=(end - point[0], (place.low + place.high) / 2 - point[1]),
+            textcoords="offset points",
+            ha="right" if leftwards else "left",
+            va="center",
+            fontsize=10.5,
+            color=colours["ink"],
+            zorder=4,
+        )

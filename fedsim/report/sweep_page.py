@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.files import replace_bytes
+from fedsim.report import adversaries_page
 from fedsim.report.charts import png
 from fedsim.report.frontier import MOST_DB, Mark, draw, frontier_of
 from fedsim.report.gallery import ranked, same_image, spread_of
@@ -46,7 +47,9 @@ class Shown:
 
 
 def build(swept: "Swept") -> Path:
-    """Write `sweep.html` and `frontier.png`; return the page."""
+    """Write `sweep.html` and its picture; return the page."""
+    if swept.sweep.compares == "adversaries":
+        return adversaries_page.build(swept)
     record = swept.record
     roles = list(record.cells[0].attackers)
     shown = [
@@ -174,7 +177,8 @@ def _frontier(swept: "Swept") -> Chart | None:
     ]
     marks = [
         Mark(
-            name=str(row.number),
+            name=f"{row.number} {row.label}",
+            short=str(row.number),
             family=row.family,
             x=_ends(accuracy, 100.0),
             y=_ends(leaked),

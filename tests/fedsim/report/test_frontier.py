@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from fedsim.report.charts import svg
 from fedsim.report.frontier import MOST_DB, Mark, draw, frontier_of
 from fedsim.report.palette import LIGHT
+
+
+def drawn_marks(figure: Figure) -> list[Line2D]:
+    return [one for one in figure.axes[0].get_lines() if one.get_marker() not in ("None", "", None)]
 
 
 def rows(*values: list[float]) -> NDArray[np.float64]:
@@ -45,7 +51,13 @@ def test_a_resample_whose_best_cell_is_less_useful_stands_for_what_lies_beyond_i
 
 def test_marks_are_named_and_more_families_than_colours_are_told_apart() -> None:
     marks = [
-        Mark(name=str(place), family=f"family {place}", x=(9.0, 8.0, 10.0), y=(120.0, 20.0, 120.0))
+        Mark(
+            name=f"{place} name",
+            short=str(place),
+            family=f"family {place}",
+            x=(9.0, 8.0, 10.0),
+            y=(120.0, 20.0, 120.0),
+        )
         for place in range(10)
     ]
     frontier = frontier_of(rows([9.0] * 10), rows([120.0] * 10), 0.95)
@@ -56,11 +68,35 @@ def test_marks_are_named_and_more_families_than_colours_are_told_apart() -> None
 
     text = svg(figure).decode()
     assert all(f"family {place}" in text for place in range(10))
+    assert all(f"{place} name" in text for place in range(10))
     assert "data mean" in text
-    looks = [
-        (line.get_marker(), line.get_color())
-        for line in figure.axes[0].get_lines()
-        if line.get_marker() not in ("None", "", None)
-    ]
+    looks = [(line.get_marker(), line.get_color()) for line in drawn_marks(figure)]
     assert len(set(looks)) == len(looks) == 10
+
+
+def test_what_leaks_more_than_the_axis_shows_stands_in_rows_of_a_strip_above_it() -> None:
+    marks = [
+        Mark(name=f"{leak:g}", short="", family=f"{leak:g}", x=(0.9, 0.9, 0.9), y=(leak, 5.0, leak))
+        for leak in (10.0, 59.9, 60.0, 90.0, 120.0)
+    ]
+    frontier = frontier_of(rows([0.9] * 5), rows([10.0] * 5), 0.95)
+
+    figure = draw(marks, frontier, {}, titles=("across", "up"), width=900, colours=LIGHT)
+
+    heights = [float(np.asarray(line.get_ydata())[0]) for line in drawn_marks(figure)]
+    assert heights[:2] == [10.0, 59.9]
+    assert MOST_DB < heights[2] < heights[3] < heights[4] < figure.axes[0].get_ylim()[1]
+    pixels = figure.axes[0].transData.transform([(0.9, height) for height in heights[2:]])
+    assert np.all(np.diff(pixels[:, 1]) > 15)  # a mark is 8 high
+    assert max(figure.axes[0].get_yticks()) == MOST_DB
+    assert "60 dB or more" in svg(figure).decode()
+
+
+def test_without_such_a_mark_there_is_no_strip() -> None:
+    marks = [Mark(name="a", short="a", family="a", x=(0.9, 0.9, 0.9), y=(10.0, 5.0, 120.0))]
+    frontier = frontier_of(rows([0.9]), rows([10.0]), 0.95)
+
+    figure = draw(marks, frontier, {}, titles=("across", "up"), width=900, colours=LIGHT)
+
+    assert "or more" not in svg(figure).decode()
     assert figure.axes[0].dataLim.y1 <= MOST_DB
