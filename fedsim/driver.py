@@ -23,6 +23,7 @@ from fedsim.stages.isolate import Isolator
 from fedsim.stages.prepare import Plan, check, write_plan
 from fedsim.stages.score import score, score_one
 from fedsim.stages.summarize import summarize
+from fedsim.views import forget_views
 from fedsim.writers import Writer, open_writers
 
 PAUSE_S = 0.1
@@ -144,8 +145,19 @@ def resume(path: Path, *, watch: Watch | None = None) -> RunResult:
         directory.repair()
         whole = directory.summary.is_file() and read_json(directory.summary)["status"] == "done"
         if not whole:
+            if plan.experiment.decentralised:
+                _forget_after_checkpoint(directory)
             directory.append_event("resumed", "the run goes on after its last whole round")
     return _go(plan, directory, watch)
+
+
+def _forget_after_checkpoint(directory: RunDirectory) -> None:
+    """Forget a round between peers that is played again: nobody may read half of it before."""
+    last = 0
+    if directory.checkpoint.is_file():
+        last = int(read_tensors(directory.checkpoint)[1]["round"])
+    directory.rewrite_log("rounds", [one for one in directory.rounds() if one["round"] <= last])
+    forget_views(directory, after=last)
 
 
 def attack_again(path: Path, *, watch: Watch | None = None, again: bool = False) -> RunResult:
@@ -275,7 +287,7 @@ class _Beside:
         self.watch = watch
         self.follower = Follower(plan.experiment, directory, pool, self._answered)
         self.isolator: Isolator | None = None
-        if plan.experiment.decentralised:
+        if plan.experiment.decentralised and plan.experiment.adversary.rounds != []:
             self.isolator = Isolator(plan.experiment, directory)
         self.progress = Progress(
             directory, plan, rounds=directory.rounds(), scores=directory.scores()
