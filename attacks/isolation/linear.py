@@ -91,14 +91,22 @@ class Problem:
         Where the exact reading would drown in rounding, and the prior knows better, it is the
         estimate that is returned.
         """
-        readings = self.exact(targets)
-        rest = [place for place, one in enumerate(readings) if not _good(one)]
+        exact = self.exact(targets)
+        readings = self.estimated(targets, exact, range(len(targets)))
+        return [one for one in readings if one is not None]
+
+    def estimated(
+        self, targets: np.ndarray, exact: Sequence[Reading | None], places: Sequence[int]
+    ) -> list[Reading | None]:
+        """Return exact readings, with estimates at those of these places where they are better."""
+        readings = list(exact)
+        rest = [place for place in places if not _good(exact[place])]
         guesses = _estimates(self, targets[rest]) if rest else []
         for place, guess in zip(rest, guesses, strict=True):
             own = readings[place]
             if own is None or guess.expected_error < own.expected_error:
                 readings[place] = guess
-        return [one for one in readings if one is not None]
+        return readings
 
     def exact(self, targets: np.ndarray) -> list[Reading | None]:
         """Return how to compute each combination, (J, U), that lies in the row space."""
@@ -152,7 +160,9 @@ class _Exact:
         left, values, right = np.linalg.svd(core, full_matrices=False)
         heard = values > RANK * values.max(initial=0.0)
         self.left, self.values, self.right = left[:, heard], values[heard], right[heard]
-        self.triangle = rows[np.ix_(self.peeled_rows, self.peeled_columns)]
+        # column-major, as the solver wants it
+        self.triangle = np.asfortranarray(rows[np.ix_(self.peeled_rows, self.peeled_columns)])
+        self.reach = np.abs(rows * self.stds).max(axis=1, initial=0.0)
 
     def read(self, target: np.ndarray) -> Reading | None:
         """Return the reading of one combination (U,), or None if it is not in the row space."""
@@ -166,8 +176,7 @@ class _Exact:
                 return None
             weights = self._through_triangle(rest, weights)
             weights = _snapped(weights)
-        reach = np.abs(weights) * np.abs(self.rows * self.stds).max(axis=1, initial=0.0)
-        weights[reach <= TOO_SMALL * prior_std] = 0.0
+        weights[np.abs(weights) * self.reach <= TOO_SMALL * prior_std] = 0.0
         used = np.flatnonzero(weights)
         heard, weights = self.places[used], weights[used]
         noise = _length(weights * self.noise[heard])
@@ -206,7 +215,7 @@ class _Exact:
         wanted = target[self.peeled_columns]
         if wanted.any():
             weights[self.peeled_rows] += solve_triangular(
-                self.triangle, wanted, trans="T", lower=True
+                self.triangle, wanted, trans="T", lower=True, check_finite=False
             )
         return weights
 
@@ -233,14 +242,15 @@ def _estimates(problem: Problem, targets: np.ndarray) -> list[Reading]:
     outside = ((wanted - along @ right) ** 2).sum(axis=1)
     errors = np.sqrt(outside + (along**2 / (1 + values**2)).sum(axis=1))
     gains = (along * (values / (1 + values**2))) @ left.T
+    starts = np.flatnonzero(~free)
+    known = np.concatenate([starts, known_updates])
+    reach = noise * np.sqrt(np.sum(heard**2, axis=1))
     readings = []
     for place, target in enumerate(targets):
         weights = gains[place] / noise
         prior_std = _length(stds[place])
-        weights[np.abs(weights) * noise * _lengths(heard) <= TOO_SMALL * prior_std] = 0.0
+        weights[np.abs(weights) * reach <= TOO_SMALL * prior_std] = 0.0
         used = np.flatnonzero(weights[:num_heard])
-        starts = np.flatnonzero(~free)
-        known = np.concatenate([starts, known_updates])
         known_weights = np.concatenate(
             [
                 target[starts] - weights[used] @ problem.rows[np.ix_(used, starts)],
@@ -316,7 +326,3 @@ def _snapped(weights: np.ndarray) -> np.ndarray:
 
 def _length(vector: np.ndarray) -> float:
     return float(np.sqrt(np.sum(vector**2)))
-
-
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(np.sum(rows**2, axis=1)))

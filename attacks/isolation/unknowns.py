@@ -61,6 +61,15 @@ class Unknowns:
         server_round, peer = divmod(column - self.num_starts, self.num_peers)
         return peer, server_round + 1
 
+    def constant(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (M, U) in terms of updates that are the same in all rounds, (M, S + N).
+
+        Their columns are those of one round.
+        """
+        starts = rows[:, : self.num_starts]
+        updates = rows[:, self.num_starts :].reshape(len(rows), self.rounds, self.num_peers)
+        return np.concatenate([starts, updates.sum(axis=1)], axis=1)
+
     def label(self, column: int) -> str:
         """Return what a column is, in words."""
         if column < self.num_starts:

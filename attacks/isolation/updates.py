@@ -61,11 +61,13 @@ class Wanted:
         peer: Whose, from 0.
         round: From 1.
         weights: Row (U,) of the weights at which it is taken; None if nobody asks for them.
+        or_estimate: Whether an estimate will do; if not, it is exact or left out, which is quicker.
     """
 
     peer: int
     round: int
     weights: np.ndarray | None = None
+    or_estimate: bool = True
 
 
 How = Literal["exact", "estimated"]
@@ -245,9 +247,21 @@ def _plans(
             precision=precision,
             prior=prior,
         )
-        readings = problem.exact(targets) if only_exact else problem.read(targets)
+        readings = problem.exact(targets)
+        if not only_exact:
+            kept = {
+                place
+                for place, one in enumerate(wanted)
+                if readings[place] is not None or (one.or_estimate and len(cut) == 1)
+            }
+            also = [
+                len(wanted) + number for number, place in enumerate(with_weights) if place in kept
+            ]
+            readings = problem.estimated(targets, readings, [*sorted(kept), *also])
         for place, reading in enumerate(readings[: len(wanted)]):
-            if reading is None or (reading.how != "exact" and len(cut) > 1):
+            if reading is None or (
+                reading.how != "exact" and not (wanted[place].or_estimate and len(cut) == 1)
+            ):
                 continue
             if reading.expected_error <= worst_error:
                 updates[place].append((segment, reading))

@@ -1,10 +1,13 @@
 """What is exposed is told before training, agrees with rank, and is quick."""
 
 import time
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from attacks.isolation.identifiability import PRIME, ReducedRows
 from attacks.isolation.linear import Problem
 from attacks.isolation.unknowns import Unknowns
 from fedsim.config import parse_experiment
@@ -16,6 +19,7 @@ from fedsim.protocols.gradient_sharing import GradientSharing
 from fedsim.protocols.gradient_tracking import GradientTracking
 from fedsim.protocols.peer_protocol import PeerProtocol
 from fedsim.protocols.push_sum import PushSum
+from fedsim.protocols.residues import residue_units
 from fedsim.protocols.ring_all_reduce import RingAllReduce
 from fedsim.protocols.tree_all_reduce import TreeAllReduce
 from fedsim.topologies.network import PeerNetwork
@@ -141,3 +145,41 @@ def test_what_is_not_linear_has_no_map() -> None:
 def test_a_server_is_sent_everything() -> None:
     with pytest.raises(ConfigError, match="peers that train without a server"):
         exposure(parse_experiment('name = "server"'))
+
+
+@pytest.mark.parametrize("rounds", [5, 28, 40])
+def test_on_a_line_of_31_private_values_follow_as_far_as_rounds_go(rounds: int) -> None:
+    """El Mrini, Cyffers and Bellet (2024) report distance 28 for an attacker at one end."""
+    network = PeerNetwork(name="line", num_peers=31)
+    unknowns = Unknowns(num_peers=31, rounds=rounds, own_starts=True)
+    # averaging of values: peers start from their own, and nobody trains
+    values = ReducedRows(31, known=[0])
+    # gradients that stay as they are, from a common start
+    gradients = ReducedRows(32, known=[0, 1])
+
+    for said in _overheard(network, unknowns, "combine-then-adapt"):
+        values.add(said[:, :31])
+    unknowns = Unknowns(num_peers=31, rounds=rounds)
+    for said in _overheard(network, unknowns, "adapt-then-combine"):
+        gradients.add(unknowns.constant(said) % PRIME)
+
+    reach = min(rounds, 30)
+    assert np.flatnonzero(values.determined()).tolist() == list(range(reach + 1))
+    assert np.flatnonzero(gradients.determined()[1:]).tolist() == list(range(reach + 1))
+
+
+def _overheard(
+    network: PeerNetwork,
+    unknowns: Unknowns,
+    order: Literal["adapt-then-combine", "combine-then-adapt"],
+) -> Iterator[np.ndarray]:
+    """Yield the rows that the peer at the end of a line hears in each round."""
+    for said in coefficients(
+        DecentralisedPSGD(order=order),
+        network,
+        unknowns,
+        learning_rate=0.1,
+        hears=lambda sender, receiver: receiver == 0,
+        units=residue_units,
+    ):
+        yield np.stack([one.row for one in said.messages])

@@ -1,5 +1,8 @@
 """Updates are isolated where closed forms say so, and as well as predicted elsewhere."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,9 @@ from fedsim.protocols.gradient_tracking import GradientTracking
 from fedsim.protocols.peer_protocol import PeerProtocol
 from fedsim.protocols.push_sum import PushSum
 from fedsim.protocols.ring_all_reduce import RingAllReduce
+from fedsim.protocols.simulate import PlayedRound, Said
 from fedsim.protocols.tree_all_reduce import TreeAllReduce
-from tests.attacks.isolation.listening import Listener, whole_numbers
+from tests.attacks.isolation.listening import Listener, relative_error, whole_numbers
 from tests.fedsim.protocols.playing import Graph, complete, random_graph, ring
 
 ORDERS = ("adapt-then-combine", "combine-then-adapt", "at-once")
@@ -289,3 +293,53 @@ def test_nothing_heard_isolates_nothing() -> None:
     found = isolate([], seen.wanted, unknowns=seen.unknowns, known=seen.known, num_coordinates=50)
 
     assert not found
+
+
+def test_updates_of_which_no_estimate_is_asked_for_are_exact_or_left_out() -> None:
+    seen = Listener(protocol=DecentralisedPSGD(), network=ring(8), rounds=3)
+    wanted = [replace(one, or_estimate=False) for one in seen.wanted]
+
+    found = isolate(
+        seen.heard, wanted, unknowns=seen.unknowns, known=seen.known, num_coordinates=seen.dim
+    )
+
+    everything = seen.isolate()
+    assert [(one.peer, one.round, one.how) for one in found] == [(1, 1, "exact"), (7, 1, "exact")]
+    assert len(everything) > 2
+    assert all(torch.equal(one.update, everything[one.peer, 1].update) for one in found)
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, 0.01])
+def test_estimates_are_better_than_filling_in_ones_own_model_for_peers_that_are_not_heard(
+    learning_rate: float,
+) -> None:
+    ours, filled = [], []
+    for seed in range(4):
+        graph = random_graph(10, seed)
+        seen = Listener(
+            protocol=DecentralisedPSGD(), network=graph, learning_rate=learning_rate, rounds=6,
+            seed=seed,
+        )  # fmt: skip
+        found = seen.isolate(worst_error=2.0)
+        mixing = graph.mixing(1)
+        for played, later in itertools.pairwise(seen.played):
+            before = {one.sender: one.parcel.tensors["model"] for one in _on_own_links(played)}
+            own = seen.protocol.model(played.states[0])
+            for said in _on_own_links(later):
+                victim, key = said.sender, (said.sender, later.round)
+                if victim == 0 or found[key].how == "exact":
+                    continue
+                mean = sum(
+                    (mixing[victim, peer] * before.get(peer, own) for peer in range(10)),
+                    torch.zeros(seen.dim),
+                )
+                guess = (mean - said.parcel.tensors["model"]) / learning_rate
+                filled.append(relative_error(guess, seen.updates[key]))
+                ours.append(seen.error(found[key]))
+
+    assert len(ours) > 30
+    assert np.mean(ours) <= np.mean(filled)
+
+
+def _on_own_links(played: PlayedRound) -> list[Said]:
+    return [one for one in played.said if 0 in (one.sender, one.receiver)]
