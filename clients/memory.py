@@ -58,9 +58,10 @@ class Memory:
             return
         if not flat:
             return
-        folder = self.run.memory
-        folder.mkdir(mode=0o700, exist_ok=True)
-        replace_tensors(folder / f"{self.client}-round-{server_round:05d}.safetensors", flat)
+        folder = self._folder(self.run)
+        self.run.memory.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        replace_tensors(folder / f"round-{server_round:05d}.safetensors", flat)
         for old in self._paths(self.run)[:-_KEPT]:
             old.unlink(missing_ok=True)
 
@@ -69,7 +70,11 @@ class Memory:
         return f"fedsim-memory-{self.client}"
 
     def _paths(self, run: RunDirectory) -> list[Path]:
-        return sorted(run.memory.glob(f"{self.client}-round-*.safetensors"))
+        return sorted(self._folder(run).glob("round-*.safetensors"))
+
+    def _folder(self, run: RunDirectory) -> Path:
+        # one per client: a folder of all would be read through at every message
+        return run.memory / self.client
 
 
 def _round(stem: str) -> int:

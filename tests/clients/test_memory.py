@@ -40,5 +40,5 @@ def test_few_files_are_kept_and_only_their_owner_may_look(tmp_path: Path) -> Non
     memory = Memory("client-1", RunDirectory(tmp_path), RecordDict())
     for server_round in range(1, 6):
         memory.save(server_round, {"dgc": {"w": torch.ones(1)}})
-    assert len(list((tmp_path / "memory").iterdir())) == 2
+    assert len(list((tmp_path / "memory").rglob("round-*"))) == 2
     assert (tmp_path / "memory").stat().st_mode & 0o077 == 0

@@ -449,7 +449,7 @@ def states(tiny: Experiment, run: RunDirectory) -> Sequence[dict[str, Tensor]]:
     """What each peer remembers of its protocol at the end of a run."""
     found = []
     for peer in range(tiny.partition.clients):
-        path = run.memory / f"client-{peer}-peer-round-{tiny.rounds:05d}.safetensors"
+        path = run.memory / f"client-{peer}-peer" / f"round-{tiny.rounds:05d}.safetensors"
         tensors, _ = read_tensors(path)
         found.append(
             {name.removeprefix("state/"): one for name, one in tensors.items() if "state/" in name}
