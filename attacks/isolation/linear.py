@@ -122,7 +122,8 @@ class Problem:
 
     def noise(self) -> np.ndarray:
         """Return the standard deviation of the error of what was heard, (M,)."""
-        floor = max(float(self.sizes.max(initial=0.0)) * 1e-12, 1e-300)
+        # none is trusted without bound: a vector of zeros would drown all others out
+        floor = max(float(self.sizes.max(initial=0.0)) * 1e-6, 1e-300)
         return np.asarray(self.precision * np.maximum(self.sizes, floor))
 
 

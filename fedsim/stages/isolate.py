@@ -7,7 +7,7 @@ follow, the best guess. Peers further away are guessed at the end, in the round 
 Nothing but views, the topology and the protocol goes in; the sealed truth is not read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -78,7 +78,9 @@ class Isolator:
         return done
 
     def _after(self, number: int) -> None:
+        before = set(self.equations.told_by)
         self.equations.take(number)
+        just_told = self.equations.told_by - before
         if not self.experiment.adversary.listens_in(number):
             return
         self._write_sizes(number)
@@ -88,10 +90,8 @@ class Isolator:
             for peer in self.victims
             if (peer, one) not in self.told and self.experiment.adversary.listens_in(one)
         ]
-        for found in self._isolated(open_ones, WORST):
-            update = found.peer, found.round
-            if found.how == "exact" or update in self.equations.told_by:
-                self._write(found, number)
+        for found in self._isolated(open_ones, WORST, or_estimate=just_told):
+            self._write(found, number)
 
     def _at_the_end(self) -> None:
         """Guess at peers of whom nothing was told, each in the round that is told best."""
@@ -106,18 +106,23 @@ class Isolator:
             if self.experiment.adversary.listens_in(one)
         ]
         best: dict[int, Isolated] = {}
-        for found in self._isolated(far, WORST_FAR):
+        for found in self._isolated(far, WORST_FAR, or_estimate=set(far)):
             other = best.get(found.peer)
             if other is None or _doubt(found) < _doubt(other):
                 best[found.peer] = found
         for peer in sorted(best):
             self._write(best[peer], self.equations.round + 1)
 
-    def _isolated(self, updates: Sequence[Update], worst: float) -> list[Isolated]:
+    def _isolated(
+        self, updates: Sequence[Update], worst: float, *, or_estimate: Collection[Update]
+    ) -> list[Isolated]:
         heard = self.equations.vectors()
         if not heard or not updates:
             return []
-        wanted = [self.equations.wanted(update) for update in updates]
+        wanted = [
+            replace(self.equations.wanted(update), or_estimate=update in or_estimate)
+            for update in updates
+        ]
         if Capability.WEIGHTS not in self.threat.grants:
             wanted = [replace(one, weights=None) for one in wanted]
         return isolate(
