@@ -394,6 +394,8 @@ def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
         raise ConfigError(f"{source}: cannot be read: {error}") from error
     if text is None and (path.suffix or len(path.parts) > 1):
         raise ConfigError(f"no experiment file '{source}'")
+    if text is None and name in shipped_texts("sweeps"):
+        raise ConfigError(f"'{source}' is a sweep of several experiments; fedsim sweep {source}")
     if text is None:
         raise ConfigError(f"no experiment called '{source}'{nearest(name, shipped())}")
     return parse_experiment(text, where=name, overrides=overrides)

@@ -135,14 +135,46 @@ def reach_of(run: RunDirectory) -> Reach | None:
     threat = run.root / "threat.json"
     if not run.topology.is_file() or not threat.is_file():
         return None
-    scope = tomllib.loads(run.config.read_text()).get("adversary", {})
-    listens, wanted = scope.get("rounds", "all"), scope.get("victims", "all")
+    listens, wanted = _scope(run)
     return Reach(
         topology=read_json(run.topology),
         threat=read_json(threat),
         rounds=run.rounds(),
-        listens=None if listens == "all" else frozenset(listens),
-        wanted=None if wanted == "all" else frozenset(wanted),
+        listens=listens,
+        wanted=wanted,
+    )
+
+
+def updates_wanted(run: RunDirectory) -> list[tuple[int, int]]:
+    """Return (round, client) of every update that the adversary of a run was after.
+
+    These are the updates of its victims in rounds in which it listened, whether it got hold of them
+    or not; in a run without a server, never those of its own peers.
+    """
+    reach = reach_of(run)
+    if reach is not None:
+        return [
+            (record["round"], peer)
+            for record in reach.listened()
+            for peer in reach.victims
+            if peer in record["clients"]
+        ]
+    listens, wanted = _scope(run)
+    return [
+        (record["round"], client)
+        for record in run.rounds()
+        for client in record.get("clients", [])
+        if (listens is None or record["round"] in listens) and (wanted is None or client in wanted)
+    ]
+
+
+def _scope(run: RunDirectory) -> tuple[frozenset[int] | None, frozenset[int] | None]:
+    """Return the rounds in which the adversary listens and whom it is after; None for all."""
+    scope = tomllib.loads(run.config.read_text()).get("adversary", {})
+    listens, wanted = scope.get("rounds", "all"), scope.get("victims", "all")
+    return (
+        None if listens == "all" else frozenset(listens),
+        None if wanted == "all" else frozenset(wanted),
     )
 
 

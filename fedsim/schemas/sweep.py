@@ -57,6 +57,50 @@ class PublishedRow(Document):
     """Whether the paper says that nothing recognisable came back."""
 
 
+class SweepPart(Document):
+    """What the strongest attacker of a cell got of some of the images that any cell is after."""
+
+    num_images: Count
+    """Private images."""
+    num_attacked: Count
+    """Of these, images behind updates that the adversary got hold of, and attacked."""
+    num_recovered: Count
+    """Of these, images at or above the threshold."""
+    psnr_db: float | None
+    """Median over guessed images."""
+    isolated: dict[str, Count]
+    """Updates that it got hold of, by how: heard as they were sent, exact, estimated."""
+
+
+class SweepReach(Document):
+    """Who listened where in a cell, and what that gave."""
+
+    adversary: str
+    """Name of the threat model."""
+    protocol: str
+    """How participants trained."""
+    topology: str
+    """Who spoke to whom."""
+    hears: Share | None
+    """Share of the links that the adversary hears; null with a server."""
+    whole: SweepPart
+    """Over all images."""
+    rounds: dict[str, SweepPart]
+    """By round."""
+    distances: dict[str, SweepPart]
+    """By links between victim and adversary; 0 is a victim that it hears at the source."""
+    update_error: float | None
+    """Median relative error of updates that are not heard as they were sent."""
+    consensus_distance: float | None
+    """Of the training that measures utility, at its last evaluation; mean over seeds."""
+    worst_peer: Share | None
+    """Accuracy of the worst peer, likewise."""
+    best_peer: Share | None
+    """Accuracy of the best peer, likewise."""
+    bytes_sent: float | None
+    """Mean array bytes that a participant sends in a round of the attacked run, to everybody."""
+
+
 class SweepCell(Document):
     """A row of a sweep: one cell, over its seeds."""
 
@@ -94,7 +138,10 @@ class SweepCell(Document):
     delta: float | None = None
     """That goes with it."""
     bytes_up: float | None = None
-    """Mean array bytes that a client sends in a round of the attacked run."""
+    """Mean array bytes of an update of the attacked run, packed without loss; where clients did not
+    pack, what packing makes of the updates heard."""
+    reach: SweepReach | None = None
+    """Who listened where; null in a sweep over defenses, and where nothing was run."""
     seconds: Seconds = 0.0
     """Wall time of its jobs, over all seeds; one that cells share counts in each."""
     published: PublishedRow = PublishedRow()
@@ -125,7 +172,8 @@ class SweepSeed(Document):
     epsilon: float | None = None
     """Of the training that measures utility."""
     bytes_up: float | None = None
-    """Mean array bytes that a client sends in a round of the attacked run."""
+    """Mean array bytes of an update of the attacked run, packed without loss; where clients did not
+    pack, what packing makes of the updates heard."""
     run: str = ""
     """The attacked run, below the folder of the sweep."""
     utility_run: str = ""
@@ -143,6 +191,11 @@ class SweepRecord(Document):
     """One line for people."""
     status: Literal["done", "interrupted"]
     """Whether every job ended; failed ones did."""
+    compares: Literal["defenses", "adversaries"] = "defenses"
+    """What the cells differ in."""
+    same_batches: bool | None = None
+    """Whether clients that several cells attack trained on the same images in each; null in a sweep
+    over defenses."""
     confidence: Share
     """Of all intervals."""
     success_threshold_db: float

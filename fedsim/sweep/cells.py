@@ -11,6 +11,7 @@ import fedsim
 from fedsim.config import Experiment
 from fedsim.defenses import accounted, build_chain
 from fedsim.errors import ConfigError
+from fedsim.protocols import SERVER
 from fedsim.sweep.config import Level, Published, Sweep, experiment_of, merged
 
 Purpose = Literal["leakage", "utility"]
@@ -176,8 +177,9 @@ def _leakage(sweep: Sweep, values: Mapping[str, Any], seed: int, where: str) -> 
     attackers = sweep.attackers.by_role()
     adversary = dict(values.get("adversary", {}))
     grants = list(adversary.get("grants", []))
-    if attackers.keys() - {"plain"} and "defense" not in grants:  # the plain attack ignores it
-        grants.append("defense")
+    defended = sweep.compares == "defenses" or values.get(CHAIN)
+    if defended and attackers.keys() - {"plain"} and "defense" not in grants:
+        grants.append("defense")  # the plain attack ignores it
     dumped = [one.model_dump(mode="json") for one in attackers.values()]
     values = {
         "name": sweep.name,
@@ -191,11 +193,11 @@ def _leakage(sweep: Sweep, values: Mapping[str, Any], seed: int, where: str) -> 
 
 def _utility(sweep: Sweep, values: Mapping[str, Any], seed: int, where: str) -> Job:
     """Return the same training without anybody who listens."""
-    quiet = {
-        key: value
-        for key, value in dict(values.get("adversary", {})).items()
-        if key in ("threat", "public_sample")
-    }
+    adversary = dict(values.get("adversary", {}))
+    quiet = {key: value for key, value in adversary.items() if key in ("threat", "public_sample")}
+    if dict(values.get("protocol", {})).get("name", SERVER) != SERVER:
+        # whoever sits where: equal trainings are one job
+        quiet |= {"threat": "relay", "rounds": []}
     values = {
         "name": f"{sweep.name}-utility",
         **values,

@@ -134,6 +134,10 @@ class Sweep(Section):
     """Further cells, outside the grid."""
     utility: UtilityConfig | None = None
     """A training of its own for utility; unset means that of the attacked run."""
+    compares: Literal["defenses", "adversaries"] = "defenses"
+    """What cells differ in, and the page is about: defenses, by what they cost; or who listens
+    where (topologies, protocols, threats), by whose images it gets, of all that any cell is
+    after."""
     attackers: Attackers
     """Up to three attackers."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

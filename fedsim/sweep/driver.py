@@ -15,6 +15,7 @@ from fedsim.stages.prepare import environment
 from fedsim.sweep.cells import Cell, Job, cells_of, jobs_of
 from fedsim.sweep.config import Sweep
 from fedsim.sweep.job import Outcome, outcome_of
+from fedsim.sweep.reached import with_reach
 from fedsim.sweep.rows import Measured, measure, rows_of, seeds_of
 from fedsim.sweep.tables import write_tables
 from fedsim.sweep.workers import in_processes, on_ray
@@ -179,18 +180,24 @@ def _conclude(
 
     measured = {cell.number: measure(cell, folder, outcomes) for cell in cells}
     attackers = {str(role): one for role, one in sweep.attackers.by_role().items()}
+    rows = rows_of(cells, measured, attackers, sweep.confidence)
+    same_batches = None
+    if sweep.compares == "adversaries":
+        rows, same_batches = with_reach(rows, measured)
     record = SweepRecord.model_validate(
         {
             "name": sweep.name,
             "description": sweep.description,
             "status": status,
+            "compares": sweep.compares,
+            "same_batches": same_batches,
             "confidence": sweep.confidence,
             "success_threshold_db": cells[0].experiment.score.success_threshold_db,
             "own_utility": sweep.utility is not None,
             "utility_note": "" if sweep.utility is None else sweep.utility.note,
             "environment": Environment.model_validate(environment()),
             "seconds": round(seconds, 3),
-            "cells": rows_of(cells, measured, attackers, sweep.confidence),
+            "cells": rows,
             "seeds": [
                 row for cell in cells for row in seeds_of(cell, measured[cell.number], folder)
             ],

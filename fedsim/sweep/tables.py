@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.files import Record, replace_bytes
-from fedsim.report.wording import NOTHING, decibels, percent
+from fedsim.report.wording import NOTHING, decibels, percent, share, size
 from fedsim.schemas.statistics import Interval
-from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepRecord
+from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepPart, SweepReach, SweepRecord
 
 
 def write_tables(folder: Path, record: SweepRecord) -> None:
@@ -82,7 +82,9 @@ def _type(values: Sequence[object]) -> Any:
 
 
 def markdown(record: SweepRecord) -> str:
-    """Return the table of a sweep for a document: a row per cell, three numbers per defense."""
+    """Return the table of a sweep for a document, a row per cell; over adversaries, three."""
+    if record.compares == "adversaries":
+        return _who_sees_what(record)
     roles = list(record.cells[0].attackers)
     published = any(
         row.published.accuracy is not None or row.published.defends is not None
@@ -93,7 +95,7 @@ def markdown(record: SweepRecord) -> str:
     head += [f"{role}, recovered" for role in roles] + ["data mean"]
     head += ["epsilon"] if private else []
     head += ["published accuracy", "published: defends", "ours: defends"] if published else []
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in record.cells:
         line = [str(row.number), row.label, accuracy_of(row)]
         line += [psnr_of(row.attackers[role]) for role in roles]
@@ -102,7 +104,63 @@ def markdown(record: SweepRecord) -> str:
         line += [NOTHING if row.epsilon is None else f"{row.epsilon:.3g}"] if private else []
         line += published_of(row) if published else []
         lines.append(line)
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    return _table(head, lines)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in rows)
+
+
+def _who_sees_what(record: SweepRecord) -> str:
+    """Return what each adversary got in all, by round, and by distance: three tables."""
+    found = [row.reach for row in record.cells if row.reach is not None]
+    rounds = sorted({key for one in found for key in one.rounds}, key=int)
+    away = sorted({key for one in found for key in one.distances}, key=int)
+    head = ["", "setting", "updates got hold of", "error", "recovered", "median"]
+    head += ["accuracy", "worst to best peer", "consensus distance", "sent per round"]
+    whole, by_round, by_distance = [], [], []
+    for row in record.cells:
+        name = [str(row.number), row.label]
+        one = row.reach
+        if one is None:
+            whole.append([*name, row.status, *[""] * (len(head) - 3)])
+            continue
+        whole.append([*name, *_reached(row, one)])
+        by_round.append([*name, *(_part(one.rounds.get(key)) for key in rounds)])
+        by_distance.append([*name, *(_part(one.distances.get(key)) for key in away)])
+    links = [f"{key} link{'s' * (key != '1')}" for key in away]
+    tables = [
+        _table(head, whole),
+        _table(["", "setting", *(f"round {key}" for key in rounds)], by_round),
+        _table(["", "setting", *links], by_distance),
+    ]
+    return "\n".join(tables)
+
+
+def _reached(row: SweepCell, one: SweepReach) -> list[str]:
+    ways = [f"{number} {how}" for how, number in one.whole.isolated.items()]
+    peers, apart = NOTHING, one.consensus_distance
+    if one.worst_peer is not None:
+        peers = f"{percent(one.worst_peer)} to {percent(one.best_peer)}"
+    return [
+        ", ".join(ways) or "none",
+        share(one.update_error),
+        f"{one.whole.num_recovered} of {one.whole.num_images}",
+        decibels(one.whole.psnr_db),
+        accuracy_of(row),
+        peers,
+        NOTHING if apart is None else f"{apart:.2g}",
+        size(one.bytes_sent),
+    ]
+
+
+def _part(one: SweepPart | None) -> str:
+    """Return how many images were recovered, and the median PSNR of those that were guessed."""
+    if one is None:
+        return NOTHING
+    how_well = "" if one.psnr_db is None else f", {decibels(one.psnr_db)}"
+    return f"{one.num_recovered} of {one.num_images}{how_well}"
 
 
 def accuracy_of(row: SweepCell) -> str:
