@@ -104,7 +104,8 @@ class Round(Document):
     links: list[tuple[int, int]] = []
     """Who could talk to whom, where that changes from round to round."""
     bytes_up: Count = 0
-    """Array bytes from clients."""
+    """Array bytes from clients, as sent: packed without loss where a defense changed the update,
+    four bytes a value where none did."""
     bytes_down: Count = 0
     """Array bytes to clients."""
     seconds: Seconds = 0.0

@@ -14,6 +14,7 @@ from fedsim.stages.summarize import utility
 from fedsim.sweep.cells import Cell, Job
 from fedsim.sweep.job import Outcome
 from fedsim.sweep.statistics import exact_share, mean_interval, median_interval
+from fedsim.sweep.traffic import packed_bytes
 
 Outcomes = Mapping[str, Outcome]
 """How jobs ended, by digest."""
@@ -76,9 +77,11 @@ class Measured:
 
     @property
     def bytes_up(self) -> float | None:
-        """Mean array bytes of an update of the attacked run."""
+        """Mean array bytes of an update of the attacked run, packed."""
         if self.leakage is None:
             return None
+        if (packed := packed_bytes(self.leakage)) is not None:
+            return packed
         rounds = [one for one in self.leakage.rounds() if one.get("clients")]
         updates = sum(len(one["clients"]) for one in rounds)
         return sum(one["bytes_up"] for one in rounds) / updates if updates else None
