@@ -77,7 +77,7 @@ def options(family: Mapping[str, str]) -> str:
             for parameter in inspect.signature(factory).parameters.values()
             if parameter.name not in GIVEN
         ]
-        meanings = _meanings(inspect.getdoc(factory) or "")
+        meanings = _all_meanings(factory)
         rows += [
             (
                 f"`{name}`" if parameter is named[0] else "",
@@ -92,6 +92,15 @@ def options(family: Mapping[str, str]) -> str:
             without.append(f"`{name}`")
     table = _table(("name", "option", "value", "default", "meaning"), rows)
     return f"{table}\n\nWithout options: {', '.join(without)}." if without else table
+
+
+def _all_meanings(factory: Callable[..., object]) -> dict[str, str]:
+    """Return what a function says of its options, or a class and those that it inherits from."""
+    documented = factory.__mro__[::-1] if isinstance(factory, type) else (factory,)
+    found: dict[str, str] = {}
+    for one in documented:
+        found |= _meanings(inspect.cleandoc(one.__doc__ or ""))
+    return found
 
 
 def _meanings(docstring: str) -> dict[str, str]:

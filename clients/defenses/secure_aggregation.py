@@ -29,19 +29,7 @@ LINEAR = frozenset({"fedsgd", "fedavg", "fedavgm", "fedadam", "fedadagrad", "fed
 class SecureAggregation(Settings):
     """Clients mask their updates so that the server can read nothing but the sum.
 
-    Attributes:
-        clip: Largest coordinate of an update, in units of the update; larger ones are cut off.
-        buffer_clip: The same for the change of a running statistic.
-        bits: Bits per coordinate, sign included; the step between two levels is
-            `clip / (2 ** (bits - 1) - 1)`.
-        rounding: To the nearest level, or at random to one of the two nearest, right on average.
-        field_bits: Sums are taken modulo 2 to this power; it sets the size of a message.
-        threshold: Clients that must stay to the end, and of whom one fewer, together with the
-            server, learn nothing but the sum; unset means more than two thirds of those drawn.
-        randomness: Where keys and masks come from: the experiment's seed, so that a simulation can
-            be repeated, or the operating system, as a deployment must.
-        drop: Clients that stop answering at a stage, by stage, for tests and demonstrations.
-        drop_probability: How likely each client is to stop answering at a stage, by stage.
+    Its settings are those that server and clients share: `fedsim.secure_sum.settings.Settings`.
     """
 
     place: ClassVar[Place] = Place.WIRE
