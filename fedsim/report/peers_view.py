@@ -176,12 +176,6 @@ class PeersView:
             f"PSNR of {curve.label} by distance from the adversary. The table has the values.",
         )
 
-    @property
-    def unheard(self) -> list[int]:
-        """Peers of which the adversary got no update."""
-        got = {number_of(one["sender"]) for one in self._observations}
-        return [peer for peer in self.reach.victims if peer not in got]
-
     @cached_property
     def _observations(self) -> list[Record]:
         return self.view.run.observation_records()

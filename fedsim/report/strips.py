@@ -43,7 +43,7 @@ def draw(
 
     Args:
         strips: At least one.
-        rules: Values to compare with, by name.
+        rules: Values to compare with, by name; the lowest first.
         kinds: What dots stand for, in order of colours.
         titles: Of the values; of what is missed.
         width: In pixels; names stand beside the rows where there is room, else above them.
@@ -86,17 +86,18 @@ def draw(
                 va="center",
                 fontsize=11.5,
                 color=colours["ink"],
+                bbox={"facecolor": colours["paper"], "edgecolor": "none", "pad": 1},
                 transform=area.get_yaxis_transform(),
             )
-        for name, level in rules.items():
+        for place, (name, level) in enumerate(rules.items()):
             area.axvline(level, color=colours["muted"], linewidth=1, dashes=(5, 4), zorder=1)
             area.text(
                 level,
                 1,
-                f" {name}",
+                f" {name} ",
                 fontsize=10,
                 va="bottom",
-                ha="left",
+                ha="left" if place else "right",
                 transform=area.get_xaxis_transform(),
             )
         area.text(

@@ -105,7 +105,10 @@ def test_runs_with_and_without_a_server_stand_in_one_page(make_run: Make, tmp_pa
 
     assert page.open == []
     assert "Without a server" in page.text
-    assert "d-psgdringcurious-neighbour22.2 %4 told apart exactly, 8 estimated" in page.text
+    assert (
+        "d-psgdringcurious-neighbourhears 22.2 % of the links4 told apart exactly, 8 estimated"
+        in page.text
+    )
     assert len(page.charts) == 3 * 4  # the frontier, over distances, over rounds
     assert any("links from the adversary" in chart for chart in page.charts)
     assert "protocol.name" in page.text  # among what differs

@@ -26,7 +26,7 @@ def test_every_setting_has_its_name_its_dots_and_what_it_missed(width: int) -> N
 
     text = svg(figure).decode()
     for said in ("server, curious server", "ring, one neighbour", "17 \u00d7", "recovered, 20 dB"):
-        assert f">{said}<" in text.replace("> ", ">")
+        assert f">{said}<" in text.replace("> ", ">").replace(" <", "<")
     assert ">0 \u00d7<" not in text
     assert figure.get_figwidth() * 72 == width
 
