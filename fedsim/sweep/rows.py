@@ -84,7 +84,8 @@ class Measured:
             return packed
         rounds = [one for one in self.leakage.rounds() if one.get("clients")]
         updates = sum(len(one["clients"]) for one in rounds)
-        return sum(one["bytes_up"] for one in rounds) / updates if updates else None
+        sent = sum(one.get("bytes_between") or one.get("bytes_up", 0) for one in rounds)
+        return sent / updates if updates else None
 
     @property
     def privacy(self) -> tuple[float | None, float | None]:
