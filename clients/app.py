@@ -10,6 +10,7 @@ from clients.checking import build_checks, inspect
 from clients.checks.alarm import Alarm, Check
 from clients.defending import defend
 from clients.local_training import local_update
+from clients.meddling import meddle
 from clients.memory import Memory
 from clients.neighbour import overhear
 from clients.participant import Participant, participant
@@ -121,7 +122,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.train(peer_wire.STEP, mods=[overhear])
+@app.train(peer_wire.STEP, mods=[overhear, meddle])
 def step_among_peers(message: Message, context: Context) -> Message:
     """Take a hop of the protocol between peers."""
     return _peer(message, context).step(message)

@@ -203,6 +203,10 @@ class AdversaryConfig(Section):
         either("'all' or a list of pairs of peers"),
     ] = "all"
     """Links between peers that it taps, as pairs; each is heard in both directions."""
+    meddling: Literal["state-override", "echo"] = "state-override"
+    """What an active neighbour says to its victims in place of its own model: what makes their
+    average come to weights of its choice, those of an active attack or its own; or what they say
+    themselves."""
     grants: list[Capability] = Field(default_factory=list)
     """Capabilities beyond those of the threat model; `labels` is an oracle and shown as one."""
     told_defense: Literal["settings", "names"] = "settings"

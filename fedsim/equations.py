@@ -10,7 +10,7 @@ about follow the plan: from a peer that is silent towards it, it concludes that 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +21,11 @@ from attacks.isolation.unknowns import Unknowns
 from attacks.isolation.updates import Heard as HeardVector
 from attacks.isolation.updates import Load, Wanted
 from attacks.threats import Capability, Position
+from fedsim.meddled import Meddled, WithPhantoms
 from fedsim.peers import Federation
 from fedsim.protocols.coefficients import MessageRow, RoundRows, coefficients
-from fedsim.protocols.peer_protocol import MessageKind, Parcel
-from fedsim.protocols.simulate import Faults
+from fedsim.protocols.peer_protocol import MessageKind, Parcel, PeerProtocol
+from fedsim.protocols.simulate import Faults, MixingNetwork
 from fedsim.records import RunDirectory
 from fedsim.threat import places_of, threat_of
 from fedsim.views import Heard, View, read_view, views_of
@@ -36,6 +37,19 @@ Update = tuple[int, int]
 _SUMS = (MessageKind.PARTIAL_SUM, MessageKind.TOTAL)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Combination:
+    """A vector, in terms of what the adversary does not know and of what it said itself.
+
+    Attributes:
+        row: Coefficients of the unknowns, (U,).
+        said: Coefficients of its own messages, by receiver and round, where it is active.
+    """
+
+    row: np.ndarray
+    said: Mapping[Update, float] = field(default_factory=dict)
+
+
 @dataclass(kw_only=True, eq=False)
 class Equations:
     """All equations so far.
@@ -45,9 +59,10 @@ class Equations:
         run: Where views lie.
         heard: Vectors, each once, with rows over all rounds of the experiment.
         known: Vectors that the adversary knows, by column.
-        weights: Row of the weights at which an update was computed.
+        weights: What the weights were at which an update was computed.
         told_by: Updates that are part of what their own peer said.
         raw: Updates that were sent as they are, with the number of vectors that hold them.
+        own_words: What an active peer told a receiver in a round, by receiver and round.
         sizes: Bytes heard of each peer in each round, where a link hides all else.
         round: The last one taken in.
     """
@@ -56,9 +71,10 @@ class Equations:
     run: RunDirectory
     heard: list[HeardVector] = field(default_factory=list)
     known: dict[int, Load] = field(default_factory=dict)
-    weights: dict[Update, np.ndarray] = field(default_factory=dict)
+    weights: dict[Update, "Combination"] = field(default_factory=dict)
     told_by: set[Update] = field(default_factory=set)
     raw: dict[Update, int] = field(default_factory=dict)
+    own_words: dict[Update, Load] = field(default_factory=dict)
     sizes: dict[Update, int] = field(default_factory=dict)
     round: int = 0
 
@@ -68,10 +84,12 @@ class Equations:
         threat = threat_of(experiment)
         self.at_relay = threat.position is Position.RELAY
         own_starts = experiment.protocol.start == "own"
-        self.unknowns = Unknowns(
-            num_peers=experiment.partition.clients,
-            rounds=experiment.rounds,
-            own_starts=own_starts,
+        self.num_peers = experiment.partition.clients
+        # what an active peer says to each of its receivers is known, and nobody's update
+        self.phantoms = self._phantoms() if threat.active else {}
+        self.unknowns, self._all = (
+            Unknowns(num_peers=count, rounds=experiment.rounds, own_starts=own_starts)
+            for count in (self.num_peers, self.num_peers + len(self.phantoms))
         )
         knows_start = range(1) if Capability.WEIGHTS in threat.grants else range(0)
         for peer in self.places.peers if own_starts else knows_start:
@@ -79,9 +97,34 @@ class Equations:
         self.failed: dict[Update, int] = {}
         self.lost: set[tuple[int, int, int, int]] = set()
         self._drift = np.zeros(len(self.unknowns))
-        self._planned: dict[tuple[object, ...], list[np.ndarray]] = {}
+        self._planned: dict[tuple[object, ...], list[Combination]] = {}
         self._rows = self._plan()
         self._read = functools.lru_cache(maxsize=16)(functools.partial(read_view, self.run))
+
+    def _combination(self, row: np.ndarray) -> "Combination":
+        """Return a row over all columns as one over unknowns, and what the adversary said."""
+        if not self.phantoms:
+            return Combination(row=row)
+        count, starts = self._all.num_peers, self._all.num_starts
+        updates = row[starts:].reshape(-1, count)
+        real = np.concatenate(
+            [row[: self.unknowns.num_starts], updates[:, : self.num_peers].ravel()]
+        )
+        receivers = {phantom: receiver for receiver, phantom in self.phantoms.items()}
+        said = {
+            (receivers[int(place) + self.num_peers], int(number) + 1): float(
+                updates[number, place + self.num_peers]
+            )
+            for number, place in np.argwhere(updates[:, self.num_peers :])
+        }
+        return Combination(row=real, said=said)
+
+    def said(self, combination: "Combination") -> Tensor | float:
+        """Return the part of a vector that the adversary's own messages make up, (D,) or 0."""
+        total: Tensor | float = 0.0
+        for update, weight in sorted(combination.said.items()):
+            total = total + weight * self.own_words[update]().double()
+        return total
 
     def unknowns_now(self) -> Unknowns:
         """Return those of the rounds so far: the first columns of every row."""
@@ -94,9 +137,9 @@ class Equations:
     def wanted(self, update: Update) -> Wanted:
         """Return an update as what is asked for, with the weights that it was computed at."""
         peer, server_round = update
-        row = self.weights.get(update)
+        at = self.weights.get(update)
         width = len(self.unknowns_now())
-        return Wanted(peer=peer, round=server_round, weights=None if row is None else row[:width])
+        return Wanted(peer=peer, round=server_round, weights=None if at is None else at.row[:width])
 
     def vectors(self) -> list[HeardVector]:
         """Return what was heard, with rows over the rounds so far."""
@@ -120,10 +163,12 @@ class Equations:
             self._note_faults(server_round, views)
         rows = next(self._rows, None)
         if rows is not None:
-            self.weights |= {(peer, server_round): row for peer, row in rows.weights.items()}
+            for peer, row in rows.weights.items():
+                if peer < self.num_peers:
+                    self.weights[peer, server_round] = self._combination(row)
             for one in rows.messages:
                 key = (one.round, one.hop, one.sender, one.receiver, one.name)
-                self._planned.setdefault(key, []).append(one.row)
+                self._planned.setdefault(key, []).append(self._combination(one.row))
         done: set[tuple[object, ...]] = set()
         for view in views:
             self._note_own(view)
@@ -134,10 +179,31 @@ class Equations:
 
     # rows
 
+    def _phantoms(self) -> dict[int, int]:
+        """Return a number beyond those of peers for each peer that the adversary speaks to."""
+        network, rounds = self.federation.network, self.federation.experiment.rounds
+        edges = {
+            edge
+            for number in (range(1, rounds + 1) if network.varies else [1])
+            for edge in network.edges(number)
+        }
+        told = sorted({receiver for sender, receiver in edges if sender in self.places.peers})
+        return {receiver: self.num_peers + place for place, receiver in enumerate(told)}
+
     def _plan(self) -> Iterator[RoundRows]:
         """Return the rows of every message, round by round, as far as they are known."""
-        protocol = self.federation.protocol
+        protocol: PeerProtocol = self.federation.protocol
+        network: MixingNetwork = self.federation.network
         experiment = self.federation.experiment
+        if self.phantoms:
+            protocol = Meddled(
+                inner=protocol,
+                me=self.places.peers[0],
+                phantoms=self.phantoms,
+                unknowns=self._all,
+                meddles_in=experiment.adversary.listens_in,
+            )
+            network = WithPhantoms(inner=network, num_peers=self._all.num_peers)
         if protocol.collective:
             return self._collective()
         lots_known = self.places.links is None and MessageKind.SPARSE_CHANGE not in protocol.kinds
@@ -145,8 +211,8 @@ class Equations:
             return self._first_round()
         return coefficients(
             protocol,
-            self.federation.network,
-            self.unknowns,
+            network,
+            self._all,
             learning_rate=experiment.training.learning_rate,
             seed=experiment.seed,
             moves_weights=experiment.training.update_kind != "gradient",
@@ -160,13 +226,13 @@ class Equations:
         for number in range(1, self.unknowns.rounds + 1):
             weights = {
                 peer: self.unknowns.unit(self.unknowns.start(peer)) + self._drift
-                for peer in range(self.unknowns.num_peers)
+                for peer in range(self.num_peers)
             }
             yield RoundRows(round=number, messages=[], weights=weights)
 
     def _first_round(self) -> Iterator[RoundRows]:
         """Yield the first round of a protocol in which a peer steps, then speaks, then mixes."""
-        peers = range(self.unknowns.num_peers)
+        peers = range(self.num_peers)
         starts = {peer: self.unknowns.unit(self.unknowns.start(peer)) for peer in peers}
         said = {
             peer: start + self._moved * self.unknowns.unit(self.unknowns.update(peer, 1))
@@ -185,7 +251,7 @@ class Equations:
                 row=said[sender],
             )
             for sender, receiver in self.federation.network.edges(1)
-            for hop in range(self.federation.protocol.num_hops(self.unknowns.num_peers))
+            for hop in range(self.federation.protocol.num_hops(self.num_peers))
         ]
         yield RoundRows(round=1, messages=messages, weights=starts)
 
@@ -205,7 +271,7 @@ class Equations:
             for one in view.messages
             if one.parcel is not None and one.parcel.kind is MessageKind.TOTAL
         ]
-        members = totals[-1] if totals else tuple(range(self.unknowns.num_peers))
+        members = totals[-1] if totals else tuple(range(self.num_peers))
         for peer in members:
             column = self.unknowns.update(peer, server_round)
             self._drift = self._drift + self._moved / len(members) * self.unknowns.unit(column)
@@ -222,32 +288,37 @@ class Equations:
                 continue
             for name, vector in one.parcel.tensors.items():
                 key = (one.round, one.hop, one.sender, one.receiver, name)
-                row = self._row(one.parcel, view.round, key)
+                said = self._row(one.parcel, view.round, key)
                 again = (*key, view.lost, one.parcel.chunk)
-                if row is None or again in done or (id(one.parcel), name) in stored:
+                same = (id(one.parcel), name) in stored and not self.phantoms
+                if said is None or again in done or same:
                     continue
                 done.add(again)
                 stored.add((id(one.parcel), name))
-                self._note_direct(one, row)
+                load = functools.partial(self._vector, view.stem, place, name)
+                if self.phantoms and one.sender in self.places.peers:
+                    self.own_words[one.receiver, one.round] = load
+                    continue
+                self._note_direct(one, said.row)
                 yield HeardVector(
-                    row=row,
-                    load=functools.partial(self._vector, view.stem, place, name),
+                    row=said.row,
+                    load=functools.partial(self._unsaid, load, said) if said.said else load,
                     size=size_of(vector),
                     chunk=one.parcel.chunk,
                     num_chunks=one.parcel.num_chunks,
                 )
 
-    def _row(self, parcel: Parcel, server_round: int, key: tuple[object, ...]) -> np.ndarray | None:
+    def _row(self, parcel: Parcel, server_round: int, key: tuple[object, ...]) -> Combination | None:
         """Return how a vector depends on the unknowns; None if nobody can say."""
         if parcel.kind not in _SUMS:
             rows = self._planned.get(key)
             return rows.pop(0) if rows else None
         row = np.zeros(len(self.unknowns))
         for peer in parcel.members:
-            if not 0 <= peer < self.unknowns.num_peers:
+            if not 0 <= peer < self.num_peers:
                 return None
             row[self.unknowns.update(peer, server_round)] += 1.0
-        return row
+        return Combination(row=row)
 
     def _note_direct(self, one: Heard, row: np.ndarray) -> None:
         """Note whose updates are told by their own peer, and which are sent as they are."""
@@ -305,6 +376,9 @@ class Equations:
     def _vector(self, stem: str, place: int, name: str) -> Tensor:
         parcel = self._read(stem).messages[place].parcel
         return parcel.tensors[name]  # type: ignore[union-attr]  # it was there when it was taken in
+
+    def _unsaid(self, load: Load, combination: Combination) -> Tensor:
+        return load().double() - self.said(combination)
 
     def _own(self, stem: str) -> Tensor:
         return self._read(stem).own["update"]

@@ -34,6 +34,7 @@ TRAINED = "trained"
 MODEL = "model"
 
 _PARCEL, _ABOUT = "parcel-", "about-"
+_EARLY = "early-"
 _SENDER, _TO, _KIND = "sender", "to", "kind"
 _CHUNK, _NUM_CHUNKS, _SUMMED = "chunk", "num-chunks", "summed"
 _ROUND, _HOP = "said-in-round", "said-in-hop"
@@ -138,6 +139,12 @@ def about(kind: MessageKind) -> ConfigRecord:
     return ConfigRecord({_KIND: str(kind), _CHUNK: -1, _NUM_CHUNKS: 1, _SUMMED: []})
 
 
+def take_posts(content: RecordDict) -> None:
+    """Take what a peer says out of its reply."""
+    for name in [name for name in content if name.startswith((_PARCEL, _ABOUT))]:
+        del content[name]
+
+
 def posts_of(
     content: RecordDict, *, sender: int, server_round: int, hop: int, receivers: Iterable[int]
 ) -> list[Addressed]:
@@ -158,20 +165,29 @@ def posts_of(
     return said
 
 
-def deliver(content: RecordDict, said: Sequence[Addressed]) -> None:
-    """Put what others said to a peer into the message to it."""
+def deliver(content: RecordDict, said: Sequence[Addressed], *, early: bool = False) -> None:
+    """Put what others said to a peer into the message to it.
+
+    Args:
+        content: The message.
+        said: In order.
+        early: Whether the peer is told beforehand what it will hear of this hop: an adversary that
+            waits until the others have spoken.
+    """
+    prefix = _EARLY if early else ""
     for place, one in enumerate(said):
-        content[f"{_PARCEL}{place:03d}"] = one.arrays
+        content[f"{prefix}{_PARCEL}{place:03d}"] = one.arrays
         about = {key: value for key, value in one.about.items() if key != _TO}
         about |= {_SENDER: one.sender, _ROUND: one.round, _HOP: one.hop}
-        content[f"{_ABOUT}{place:03d}"] = ConfigRecord(about)
+        content[f"{prefix}{_ABOUT}{place:03d}"] = ConfigRecord(about)
 
 
-def delivered(content: RecordDict) -> list[Addressed]:
-    """Return what a message to a peer carries, undecoded, in order."""
+def delivered(content: RecordDict, *, early: bool = False) -> list[Addressed]:
+    """Return what a message to a peer carries, undecoded, in order; `early` as in `deliver`."""
+    prefix = _EARLY if early else ""
     said = []
     for name in sorted(content.config_records):
-        if not name.startswith(_ABOUT):
+        if not name.startswith(prefix + _ABOUT):
             continue
         about = content.config_records[name]
         said.append(
@@ -180,7 +196,9 @@ def delivered(content: RecordDict) -> list[Addressed]:
                 to=(),
                 round=_integer(about, _ROUND),
                 hop=_integer(about, _HOP),
-                arrays=content.array_records[_PARCEL + name.removeprefix(_ABOUT)],
+                arrays=content.array_records[
+                    f"{prefix}{_PARCEL}" + name.removeprefix(prefix + _ABOUT)
+                ],
                 about=about,
             )
         )

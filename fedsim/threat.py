@@ -98,6 +98,11 @@ def _among_peers(experiment: Experiment, threat: ThreatModel) -> ThreatModel:
             f"adversary.grants: '{unheard}' stay with each peer under protocol "
             f"'{experiment.protocol.name}'; leave it out"
         )
+    if Capability.CHANGE_ARCHITECTURE in experiment.adversary.grants:
+        raise ConfigError(
+            "adversary.grants: 'change-architecture' is for servers; peers agree on a model "
+            "beforehand; leave it out"
+        )
     return replace(threat, grants=threat.grants - {unheard})
 
 

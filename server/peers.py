@@ -27,6 +27,7 @@ from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
 from fedsim.setup import shares_of
 from fedsim.tasks import evaluate
+from fedsim.threat import places_of, threat_of
 from fedsim.views import forget_views
 from fedsim.wire import (
     BUFFERS,
@@ -129,6 +130,8 @@ class Relay:
         self.ledger = ledger_of(self.experiment, chain, sizes)
         self.round = 0
         self.ear = ear_of(self.federation, self.run)
+        active = threat_of(self.experiment).active
+        self.rushing = places_of(self.experiment).peers if active else ()
 
     # a round
 
@@ -197,7 +200,7 @@ class Relay:
         while hop <= (num_hops := self.protocol.num_hops(len(members), links)):
             speaks = hop < num_hops
             contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
-            answers = self._ask(STEP, contents, tally)
+            answers = self._ask_in_turn(contents, hop, members, tally)
             refused = {
                 sender
                 for peer, content in answers.items()
@@ -223,6 +226,27 @@ class Relay:
             hop += 1
         return members
 
+    def _ask_in_turn(
+        self,
+        contents: Mapping[int, RecordDict],
+        hop: int,
+        members: Sequence[int],
+        tally: _Tally,
+    ) -> dict[int, RecordDict]:
+        """Ask all peers for a hop; an active adversary waits until it has heard the others."""
+        first = {peer: one for peer, one in contents.items() if peer not in self.rushing}
+        answers = self._ask(STEP, first, tally)
+        if len(first) == len(contents):
+            return answers
+        inbox: Inbox = {}
+        for one in self._said(answers, hop, members):
+            for receiver in one.to:
+                inbox.setdefault(receiver, []).append(one)
+        last = {peer: contents[peer] for peer in contents if peer not in first}
+        for peer, content in last.items():
+            deliver(content, inbox.get(peer, []), early=True)
+        return dict(sorted((answers | self._ask(STEP, last, tally)).items()))
+
     def _message(
         self, hop: int, speaks: bool, members: Sequence[int], inbox: Inbox, peer: int
     ) -> RecordDict:
@@ -247,10 +271,21 @@ class Relay:
         """Return what waits for whom: what was said in this hop, and what is late."""
         inbox: Inbox = {peer: list(said) for peer, said in self.late.items()}
         self.late = {}
+        said = self._said(answers, hop, members)
+        self._carry(said, hop, len(members), tally)
+        for one in said:
+            for receiver in one.to:
+                inbox.setdefault(receiver, []).append(one)
+        return inbox
+
+    def _said(
+        self, answers: Mapping[int, RecordDict], hop: int, members: Sequence[int]
+    ) -> list[Addressed]:
+        """Return what was said in a hop, in order of sender."""
         receivers: dict[int, list[int]] = {}
         for sender, receiver in self._edges(members):
             receivers.setdefault(sender, []).append(receiver)
-        said = [
+        return [
             one
             for sender, content in sorted(answers.items())
             for one in posts_of(
@@ -261,11 +296,6 @@ class Relay:
                 receivers=receivers.get(sender, []),
             )
         ]
-        self._carry(said, hop, len(members), tally)
-        for one in said:
-            for receiver in one.to:
-                inbox.setdefault(receiver, []).append(one)
-        return inbox
 
     def _edges(self, members: Sequence[int]) -> list[tuple[int, int]]:
         """Return who may speak to whom in this round."""

@@ -22,6 +22,7 @@ from fedsim.records import RunDirectory
 from fedsim.secure_sum.settings import settings_of
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, shares_of, task_of
+from fedsim.tampering import Tamperer
 from fedsim.tasks import Task, evaluate
 from fedsim.threat import threat_of
 from fedsim.wire import (
@@ -43,7 +44,7 @@ from server.adversaries.curious import HonestButCurious
 from server.adversaries.ear import Ear
 from server.adversaries.link_tap import LinkTap
 from server.adversaries.sum_ear import SumEar
-from server.adversaries.tampering import Tamperer, Tampering
+from server.adversaries.tampering import Tampering
 from server.defending import defended
 from server.grids import Cohort
 from server.guard import Exchange, Guarded

@@ -132,17 +132,20 @@ class Isolator:
             known=self.equations.known,
             num_coordinates=self.federation.layout.size,
             worst_error=worst,
-            dtype=self.federation.dtype,
+            dtype=torch.float64,
         )
 
     # observations
 
     def _write(self, found: Isolated, told_after: int) -> None:
-        self.told.add((found.peer, found.round))
-        layout = self.federation.layout
+        update = found.peer, found.round
+        self.told.add(update)
+        layout, weights = self.federation.layout, found.weights
+        if weights is not None:
+            weights = weights + self.equations.said(self.equations.weights[update])
         kind = Kind(self.experiment.training.update_kind)
         kind = Kind.DELTA if kind is Kind.WEIGHTS else kind
-        raw = self.equations.raw.get((found.peer, found.round), 0)
+        raw = self.equations.raw.get(update, 0)
         as_sent = found.how == "exact" and found.num_heard <= raw
         self._keep(
             Observation(
@@ -150,9 +153,11 @@ class Isolator:
                 sender=f"client-{found.peer}",
                 receiver=self.ear,
                 kind=kind if found.visible is None else Kind.CHUNK,
-                update=layout.tensors(found.update),
+                update=layout.tensors(found.update.to(self.federation.dtype)),
                 visible=None if found.visible is None else layout.tensors(found.visible),
-                weights=None if found.weights is None else layout.tensors(found.weights),
+                weights=(
+                    None if weights is None else layout.tensors(weights.to(self.federation.dtype))
+                ),
                 isolated="heard" if as_sent else found.how,
                 expected_error=0.0 if as_sent else found.expected_error,
             ),

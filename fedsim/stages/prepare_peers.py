@@ -7,8 +7,9 @@ from fedsim.defenses import Defense, Place
 from fedsim.errors import ConfigError
 from fedsim.files import Record
 from fedsim.protocols.build import protocol_of
+from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.secure_sum.settings import Settings
-from fedsim.threat import check_links, places_of
+from fedsim.threat import check_links, places_of, threat_of
 from fedsim.topologies.build import network_of
 
 _SERVER_ONLY = ("strategy", "options", "clients_per_round", "evaluate_clients")
@@ -22,7 +23,13 @@ def check_peers(experiment: Experiment, chain: Mapping[str, Defense]) -> None:
         ConfigError: The message says what to change.
     """
     network = network_of(experiment)
-    protocol_of(experiment)
+    protocol = protocol_of(experiment)
+    if threat_of(experiment).active and protocol.kinds != {MessageKind.MODEL}:
+        raise ConfigError(
+            "an active neighbour changes the models that are averaged, and protocol "
+            f"'{experiment.protocol.name}' sends more or other than models; set protocol.name = "
+            "'d-psgd', or adversary.threat = 'curious-neighbour'"
+        )
     rounds = range(1, experiment.rounds + 1) if network.varies else [1]
     check_links(places_of(experiment), {edge for one in rounds for edge in network.edges(one)})
     plain = ServerConfig()
