@@ -54,6 +54,11 @@ class Reach:
         """Whether it hears every link."""
         return self.threat.get("links") == "all"
 
+    @property
+    def deaf(self) -> bool:
+        """Whether it listens in no round, as where utility alone is measured."""
+        return self.listens == frozenset()
+
     @cached_property
     def ears(self) -> frozenset[int]:
         """Peers from which distances count: its own; else those that it hears at the source."""
@@ -102,6 +107,8 @@ class Reach:
 
     def heard(self, server_round: int) -> list[tuple[int, int]]:
         """Return the links of a round that it hears, in any direction."""
+        if self.deaf:
+            return []
         tapped = {frozenset(link) for link in self.threat.get("links", [])} if not self.own else ()
         return [
             link

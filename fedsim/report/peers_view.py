@@ -84,6 +84,8 @@ class PeersView:
     @property
     def hears(self) -> str:
         """What the adversary hears, in a sentence."""
+        if self.reach.deaf:
+            return "The adversary listened in no round."
         heard, links = self.reach.heard(self.first), self.reach.links(self.first)
         part = f"{len(heard)} of {count(len(links), 'link')}"
         own = self.reach.own
@@ -125,7 +127,7 @@ class PeersView:
             high=MOST_DB if max(self.best.values(), default=0.0) > 40 else 40.0,
         )
         marks = Marks(
-            shades=shades,
+            shades=shades if self.best else None,
             adversaries=self.reach.own,
             heard=self.reach.heard(self.first),
         )

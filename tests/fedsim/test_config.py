@@ -188,6 +188,8 @@ def test_an_experiment_that_cannot_be_found_or_read_is_refused(
         read_experiment("nowhere/x.toml")
     with pytest.raises(ConfigError, match="no experiment called 'digits-curious-srver'; did you"):
         read_experiment("digits-curious-srver")
+    with pytest.raises(ConfigError, match="a sweep of several experiments; fedsim sweep cent"):
+        read_experiment("centralised-vs-decentralised")
     with pytest.raises(ConfigError, match=r"binary.toml: cannot be read: 'utf-8' codec"):
         read_experiment(binary)
 

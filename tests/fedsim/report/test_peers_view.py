@@ -131,4 +131,14 @@ def test_the_page_makes_do_with_a_run_that_was_killed(make_run: Make) -> None:
     page: Page = page_of(run)
 
     assert "No attack on images has been scored yet." in page.text
-    assert "an attack made of theirs" in page.text
+    assert "Peers are coloured" not in page.text
+
+
+def test_an_adversary_that_never_listens_hears_nothing(make_run: Make) -> None:
+    more = ("adversary.threat=relay", "adversary.rounds=[]", "adversary.victims=[]")
+    wanted = replace(AMONG_PEERS, victims=(), overrides=(*AMONG_PEERS.overrides, *more))
+
+    page = page_of(make_run(wanted))
+
+    assert "The adversary listened in no round." in page.text
+    assert "A relay hears everything" not in page.text
