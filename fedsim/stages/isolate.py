@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from attacks.isolation.sparse import SparseChanges
 from attacks.isolation.updates import Isolated, isolate
 from attacks.observation import Kind, Observation
 from attacks.threats import Capability, Position
@@ -20,8 +21,11 @@ from fedsim.config import Experiment
 from fedsim.defenses import build_chain, encrypts_links
 from fedsim.equations import Equations, Update
 from fedsim.peers import federation_of
+from fedsim.protocols.choco import Choco
+from fedsim.protocols.simulate import row_of
 from fedsim.records import RunDirectory
 from fedsim.threat import threat_of, victims_of
+from fedsim.views import views_of
 
 WORST = 0.95
 """Guesses of peers that are heard are kept if their expected error is no larger."""
@@ -49,9 +53,22 @@ class Isolator:
         self.victims = victims_of(experiment, self.equations.places.peers)
         at_link = self.threat.position is Position.LINK
         self.hidden = at_link and encrypts_links(build_chain(experiment))
+        self.changes = self._sparse_changes()
         self.told: set[Update] = set()
         self.rounds_read = 0
         self.ended = False
+
+    def _sparse_changes(self) -> SparseChanges | None:
+        """Return what is known of peers under Choco, to an adversary that knows their start."""
+        protocol, training = self.federation.protocol, self.experiment.training
+        start = self.equations.known.get(self.equations.unknowns.start(0))
+        if not isinstance(protocol, Choco) or start is None:
+            return None
+        return SparseChanges(
+            start=start(),
+            step=-training.learning_rate if training.update_kind == "gradient" else 1.0,
+            gamma=protocol.share if protocol.gamma is None else protocol.gamma,
+        )
 
     def step(self, *, trained: bool = False) -> list[int]:
         """Isolate what rounds that are over let isolate; return the numbers of those rounds.
@@ -82,8 +99,11 @@ class Isolator:
         self.equations.take(number)
         just_told = self.equations.told_by - before
         if not self.experiment.adversary.listens_in(number):
+            self.changes = None  # copies are out of date from here on
             return
         self._write_sizes(number)
+        for found in self._from_changes(number):
+            self._write(found, number)
         open_ones = [
             (peer, one)
             for one in range(1, number + 1)
@@ -92,6 +112,25 @@ class Isolator:
         ]
         for found in self._isolated(open_ones, WORST, or_estimate=just_told):
             self._write(found, number)
+
+    def _from_changes(self, number: int) -> list[Isolated]:
+        """Return what sparse changes of models tell of the updates of victims."""
+        if self.changes is None:
+            return []
+        said = {
+            one.sender: one.parcel.tensors
+            for view in views_of(self.run, number)
+            for one in view.messages
+            if one.parcel is not None and one.round == number
+        }
+        network, hear = self.federation.network, self.equations.places.hear
+        heard = sorted({sender for sender, to in network.edges(number) if hear(sender, to)})
+        rows = {
+            peer: row_of(network.mixing(number)[peer], (*network.senders(number, peer), peer))
+            for peer in said
+        }
+        told = self.changes.take(number, said, rows, heard)
+        return [one for one in told if one.peer in self.victims]
 
     def _at_the_end(self) -> None:
         """Guess at peers of whom nothing was told, each in the round that is told best."""
@@ -142,7 +181,8 @@ class Isolator:
         self.told.add(update)
         layout, weights = self.federation.layout, found.weights
         if weights is not None:
-            weights = weights + self.equations.said(self.equations.weights[update])
+            at = self.equations.weights.get(update)
+            weights = weights if at is None else weights + self.equations.said(at)
         kind = Kind(self.experiment.training.update_kind)
         kind = Kind.DELTA if kind is Kind.WEIGHTS else kind
         raw = self.equations.raw.get(update, 0)

@@ -1,20 +1,30 @@
 """From views to updates: exact where they follow from what was heard, guessed where they do not."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+from torch import Tensor
 
 from clients.app import app
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import attack_again, resume, run
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
 from fedsim.files import Record, replace_tensors
+from fedsim.peer_wire import HOP
+from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
 from fedsim.stages.isolate import Isolator
 from fedsim.stages.score import isolation_errors
 from fedsim.truth import unseal_update
+from fedsim.views import views_of
+from fedsim.wire import CONFIG, ROUND
+from server.grids import WrappedGrid
 from server.peers import train
 
 RING = 'name = "ring"'
@@ -226,6 +236,116 @@ def test_it_is_the_same_whether_rounds_are_followed_or_read_at_the_end(tmp_path:
     assert whole.views_sha256() == before
 
 
+def sent(run: RunDirectory, server_round: int, peer: int, tiny: Experiment) -> Tensor:
+    """Where a peer told others that its model had changed, (D,) bool."""
+    mask = torch.zeros(federation_of(tiny).layout.size, dtype=torch.bool)
+    for view in views_of(run, server_round):
+        for one in view.messages:
+            if one.sender == peer and one.parcel is not None:
+                mask[one.parcel.tensors["places"]] = True
+    return mask
+
+
+@pytest.mark.parametrize("topology", [RING, COMPLETE])
+def test_sparse_changes_tell_what_was_sent_in_the_first_round_or_in_two_in_a_row(
+    tmp_path: Path, topology: str
+) -> None:
+    tiny = experiment('name = "choco"', topology=topology, rounds=3)
+    run = trained(tiny, tmp_path)
+    Isolator(tiny, run).step(trained=True)
+
+    layout = federation_of(tiny).layout
+    for record in run.observation_records():
+        seen = run.read_observation(record["id"])
+        peer = int(seen.sender.removeprefix("client-"))
+        sealed = unseal_update(run, seen.round, seen.sender)
+        assert sealed is not None
+        assert seen.visible is not None
+        visible = layout.vector(seen.visible)
+        last = sent(run, seen.round, peer, tiny)
+        before = sent(run, seen.round - 1, peer, tiny) if seen.round > 1 else last
+        assert torch.equal(visible, last & before)
+        error = (layout.vector(seen.update) - layout.vector(sealed[0]))[visible]
+        assert float(error.norm() / layout.vector(sealed[0])[visible].norm()) < 1e-5
+    rounds = {one["round"] for one in run.observation_records()}
+    assert rounds == ({1} if topology == RING else {1, 2, 3})
+
+
+def test_gossip_tells_a_neighbour_its_first_round_and_the_relay_every_round(tmp_path: Path) -> None:
+    push = 'name = "gossip"'
+    neighbour = isolated(experiment(push, topology=COMPLETE, num_peers=3), tmp_path)
+    relay = isolated(experiment(push, 'threat = "relay"', COMPLETE, num_peers=3), tmp_path)
+
+    assert {number for _, number in neighbour} == {1}
+    assert how(relay) == {(peer, number): "exact" for peer in range(3) for number in (1, 2)}
+    for one in (*neighbour.values(), *relay.values()):
+        assert one["errors"][0] < 1e-4
+
+
+class Crashing(WrappedGrid):
+    """A grid on which peers crash in the calls (round, hop, peer)."""
+
+    def __init__(self, inner: Grid, *places: tuple[int, int, int]) -> None:
+        super().__init__(inner)
+        self.places = places
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies: list[Message] = []
+        for message in messages:
+            config = dict(message.content.config_records.get(CONFIG) or {})
+            peer = message.metadata.dst_node_id - FIRST_NODE
+            if (config.get(ROUND), config.get(HOP), peer) in self.places:
+                replies.append(failure(message, CLIENT_FAILED, "it crashed"))
+            else:
+                replies += self.inner.send_and_receive([message], timeout=timeout)
+        return replies
+
+
+def crashed(tiny: Experiment, folder: Path, *places: tuple[int, int, int]) -> list[Record]:
+    """Records of what is called exact in a run with crashes, with errors."""
+    run = RunDirectory.create(folder, "tiny")
+    train(tiny, run, Crashing(InProcessGrid(tiny, run, app), *places))
+    Isolator(tiny, run).step(trained=True)
+    records = []
+    for one in run.observation_records():
+        scored = {"observation": one["id"], "round": one["round"], "victim": one["sender"]}
+        records.append(one | {"errors": isolation_errors(run, scored)})
+    return [one for one in records if one["isolated"] == "exact"]
+
+
+@pytest.mark.parametrize("protocol", ['name = "d-psgd"', 'name = "push-sum"'])
+def test_from_a_silent_neighbour_it_follows_how_the_others_average(
+    tmp_path: Path, protocol: str
+) -> None:
+    tiny = experiment(protocol, topology=COMPLETE, num_peers=4, rounds=4)
+    exact = crashed(tiny, tmp_path, (2, 0, 2))
+
+    assert len(exact) == 4 * 3 - 1
+    assert max(one["errors"][0] for one in exact) < 1e-4
+
+
+def test_the_relay_knows_who_did_not_listen(tmp_path: Path) -> None:
+    tiny = experiment('name = "d-psgd"', 'threat = "relay"', rounds=4)
+    exact = crashed(tiny, tmp_path, (2, 1, 2), (3, 0, 4))
+
+    assert len(exact) == 4 * 5 - 1
+    assert max(one["errors"][0] for one in exact) < 1e-4
+
+
+def test_a_ring_that_lost_a_member_tells_as_much_as_the_ring_that_is_left(tmp_path: Path) -> None:
+    tiny = experiment('name = "ring-all-reduce"', 'threat = "coalition", peers = [0, 2]', rounds=3)
+    exact = crashed(tiny, tmp_path, (2, 4, 3))
+
+    of_one = {one["round"]: one for one in exact if one["sender"] == "client-1"}
+    assert {number: one["kind"] for number, one in of_one.items()} == dict.fromkeys(
+        (1, 2, 3), "gradient"
+    )
+    assert max(one["errors"][0] for one in exact) < 1e-5
+    assert max(one["errors"][1] for one in exact) < 1e-5
+
+
 @pytest.mark.slow
 def test_a_neighbour_recovers_images_in_the_run_and_again_after_it(tmp_path: Path) -> None:
     extra = f'attacks = [{{ name = "closed-form" }}]\noutput = {{ directory = "{tmp_path}" }}'
@@ -246,6 +366,10 @@ def test_a_neighbour_recovers_images_in_the_run_and_again_after_it(tmp_path: Pat
     assert all(new["images"] == old["images"] for new, old in pairs)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.slow
 def test_a_resumed_run_hears_and_tells_the_same(tmp_path: Path) -> None:
     tiny = experiment('name = "d-psgd"', rounds=3, extra=f'output = {{ directory = "{tmp_path}" }}')
@@ -264,8 +388,7 @@ def test_a_resumed_run_hears_and_tells_the_same(tmp_path: Path) -> None:
     resume(half.root)
 
     assert half.views_sha256() == whole.views_sha256()
-    views = {path.name: path.read_bytes() for path in whole.views.iterdir()}
-    assert {path.name: path.read_bytes() for path in half.views.iterdir()} == views
+    assert files(half.views) == files(whole.views)
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ from fedsim.errors import ConfigError
 from fedsim.files import Record, digest, read_tensors, replace_bytes, replace_json
 from fedsim.pool import Job
 from fedsim.records import RunDirectory
+from fedsim.stages.isolate import Isolator
 from fedsim.stages.prepare import check, write_plan
 from fedsim.truth import seal
 
@@ -120,7 +121,7 @@ def test_one_experiment_gives_the_same_bits_in_process_and_on_any_number_of_work
     assert ray.is_initialized()  # a cluster that was there before is left running
 
 
-def peers(engine: str, protocol: str) -> Experiment:
+def peers(engine: str, protocol: str, adversary: str = "") -> Experiment:
     return parse_experiment(
         f"""
         name = "tiny"
@@ -131,6 +132,7 @@ def peers(engine: str, protocol: str) -> Experiment:
         training = {{ batch_size = 4 }}
         topology = {{ name = "ring" }}
         protocol = {{ name = "{protocol}" }}
+        adversary = {{ {adversary} }}
         """
     )
 
@@ -156,6 +158,25 @@ def test_peers_on_workers_come_to_the_bits_of_peers_in_process(
     for name in remembered:
         theirs, ours = (read_tensors(run.memory / name)[0] for run in (spread, alone))
         assert digest(theirs) == digest(ours)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("threat", ["coalition", "relay", "active-neighbour"])
+def test_peers_on_workers_are_heard_to_the_bit(tmp_path: Path, threat: str) -> None:
+    heard = []
+    for engine in ("in-process", "ray"):
+        tiny = peers(engine, "d-psgd", f'threat = "{threat}"')
+        run = RunDirectory.create(tmp_path, engine)
+        made = Ray(tiny, run) if engine == "ray" else InProcess(tiny, run)
+        made.train()
+        made.close()
+        Isolator(tiny, run).step(trained=True)
+        views = {path.name: path.read_bytes() for path in run.views.iterdir()}
+        heard.append((views, run.views_sha256()))
+        assert run.observation_records()
+
+    assert heard[0] == heard[1]
 
 
 def sick_worker(folder: str) -> type[ClientWorker]:
