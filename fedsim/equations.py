@@ -93,7 +93,8 @@ class Equations:
         )
         knows_start = range(1) if Capability.WEIGHTS in threat.grants else range(0)
         for peer in self.places.peers if own_starts else knows_start:
-            self.known[self.unknowns.start(peer)] = functools.partial(self._start, peer)
+            # drawn now: PyTorch has one generator for all threads, and training goes on beside
+            self.known[self.unknowns.start(peer)] = functools.partial(_given, self._start(peer))
         self.failed: dict[Update, int] = {}
         self.lost: set[tuple[int, int, int, int]] = set()
         self._drift = np.zeros(len(self.unknowns))
@@ -308,7 +309,9 @@ class Equations:
                     num_chunks=one.parcel.num_chunks,
                 )
 
-    def _row(self, parcel: Parcel, server_round: int, key: tuple[object, ...]) -> Combination | None:
+    def _row(
+        self, parcel: Parcel, server_round: int, key: tuple[object, ...]
+    ) -> Combination | None:
         """Return how a vector depends on the unknowns; None if nobody can say."""
         if parcel.kind not in _SUMS:
             rows = self._planned.get(key)
@@ -382,3 +385,7 @@ class Equations:
 
     def _own(self, stem: str) -> Tensor:
         return self._read(stem).own["update"]
+
+
+def _given(vector: Tensor) -> Tensor:
+    return vector

@@ -49,6 +49,7 @@ class Isolator:
         self.run = run
         self.federation = federation_of(experiment)
         self.threat = threat_of(experiment)
+        self.dtype = self.federation.dtype  # now, and not beside the training: it builds a model
         self.equations = Equations(federation=self.federation, run=run)
         self.victims = victims_of(experiment, self.equations.places.peers)
         at_link = self.threat.position is Position.LINK
@@ -193,11 +194,9 @@ class Isolator:
                 sender=f"client-{found.peer}",
                 receiver=self.ear,
                 kind=kind if found.visible is None else Kind.CHUNK,
-                update=layout.tensors(found.update.to(self.federation.dtype)),
+                update=layout.tensors(found.update.to(self.dtype)),
                 visible=None if found.visible is None else layout.tensors(found.visible),
-                weights=(
-                    None if weights is None else layout.tensors(weights.to(self.federation.dtype))
-                ),
+                weights=(None if weights is None else layout.tensors(weights.to(self.dtype))),
                 isolated="heard" if as_sent else found.how,
                 expected_error=0.0 if as_sent else found.expected_error,
             ),

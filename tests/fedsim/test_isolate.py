@@ -400,3 +400,20 @@ def _replace(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     elif source.exists():
         shutil.copy(source, target)
+
+
+def test_no_model_is_built_beside_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch draws initial weights from one generator for all threads: two would mix them up."""
+    tiny = experiment('name = "d-psgd"')
+    run = trained(tiny, tmp_path)
+    follower = Isolator(tiny, run)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr("fedsim.tasks.build_model", forbidden)
+    follower.step(trained=True)
+
+    assert run.observation_records()
