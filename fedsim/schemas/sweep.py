@@ -75,6 +75,8 @@ class SweepPart(Document):
 class SweepReach(Document):
     """Who listened where in a cell, and what that gave."""
 
+    attacker: str | None
+    """Role of the attacker that this is about: it recovered most; of equal ones it came closest."""
     adversary: str
     """Name of the threat model."""
     protocol: str

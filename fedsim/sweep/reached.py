@@ -78,9 +78,23 @@ def wanted_by_any(measured: Mapping[int, Sequence[Measured]]) -> tuple[dict[Upda
     return {update: num_images for update, (num_images, _) in sorted(sealed.items())}, same
 
 
+def strongest_of(row: SweepCell) -> str | None:
+    """Return the attacker of a cell that recovered most; of equal ones the one that came closer.
+
+    As on the page of a run; `SweepCell.strongest` goes by the median alone.
+    """
+    scored = {
+        role: (one.num_recovered, one.psnr_db.value)
+        for role, one in row.attackers.items()
+        if one.psnr_db is not None
+    }
+    return max(scored, key=lambda role: scored[role], default=None)
+
+
 def sights(row: SweepCell, runs: Sequence[Measured], wanted: Mapping[Update, int]) -> list[Sight]:
     """Return what the strongest attacker of a cell got of each update that any cell is after."""
     found = []
+    attacker = strongest_of(row)
     for one in runs:
         if one.leakage is None:
             continue
@@ -92,7 +106,7 @@ def sights(row: SweepCell, runs: Sequence[Measured], wanted: Mapping[Update, int
         scores = {
             (score["round"], number_of(score["victim"])): score
             for score in one.leakage.scores()
-            if score["attack"] == row.strongest
+            if score["attack"] == attacker
             and score["status"] != "unscored"
             and score["victim"] != EVERYBODY
         }
@@ -123,6 +137,7 @@ def _reach(
     trained = [found for one in runs if (found := _peers(one.utility)) is not None]
     accuracy = [one.peer_accuracy for one in trained if one.peer_accuracy is not None]
     return SweepReach(
+        attacker=strongest_of(row),
         adversary=read_json(first.root / "threat.json")["name"],
         protocol=peers.protocol if peers else "server",
         topology=peers.topology if peers else "server",
