@@ -10,9 +10,11 @@ Nothing but views, the topology and the protocol goes in; the sealed truth is no
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from attacks.isolation.candidates import may_follow
 from attacks.isolation.sparse import SparseChanges
 from attacks.isolation.updates import Isolated, isolate
 from attacks.observation import Kind, Observation
@@ -105,14 +107,25 @@ class Isolator:
         self._write_sizes(number)
         for found in self._from_changes(number):
             self._write(found, number)
-        open_ones = [
+        for found in self._isolated(self._worth_a_try(number, just_told), WORST, just_told):
+            self._write(found, number)
+
+    def _worth_a_try(self, number: int, just_told: Collection[Update]) -> list[Update]:
+        """Return which updates to ask for after a round: those that are not known to be in vain."""
+        # what a collective says is of the updates of one round alone
+        first = number if self.federation.protocol.collective else 1
+        missing = [
             (peer, one)
-            for one in range(1, number + 1)
+            for one in range(first, number + 1)
             for peer in self.victims
             if (peer, one) not in self.told and self.experiment.adversary.listens_in(one)
         ]
-        for found in self._isolated(open_ones, WORST, or_estimate=just_told):
-            self._write(found, number)
+        heard = self.equations.vectors()
+        if not heard or first == number or set(missing) <= set(just_told):
+            return missing
+        follows = may_follow(np.stack([one.row for one in heard]), self.equations.known)
+        column = self.equations.unknowns.update
+        return [one for one in missing if one in just_told or follows[column(*one)]]
 
     def _from_changes(self, number: int) -> list[Isolated]:
         """Return what sparse changes of models tell of the updates of victims."""
@@ -146,7 +159,7 @@ class Isolator:
             if self.experiment.adversary.listens_in(one)
         ]
         best: dict[int, Isolated] = {}
-        for found in self._isolated(far, WORST_FAR, or_estimate=set(far)):
+        for found in self._isolated(far, WORST_FAR, set(far)):
             other = best.get(found.peer)
             if other is None or _doubt(found) < _doubt(other):
                 best[found.peer] = found
@@ -154,7 +167,7 @@ class Isolator:
             self._write(best[peer], self.equations.round + 1)
 
     def _isolated(
-        self, updates: Sequence[Update], worst: float, *, or_estimate: Collection[Update]
+        self, updates: Sequence[Update], worst: float, or_estimate: Collection[Update]
     ) -> list[Isolated]:
         heard = self.equations.vectors()
         if not heard or not updates:
