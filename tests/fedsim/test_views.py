@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from fedsim.engines.in_process import InProcessGrid
 from fedsim.files import digest, read_json
 from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
+from fedsim.schemas import DOCUMENTS
 from fedsim.views import Heard, forget_views, views_of
 from server.peers import train
 
@@ -138,6 +140,16 @@ def test_a_broadcast_is_stored_once(tmp_path: Path) -> None:
     record = read_json(run.views / "round-00001-hop-00-relay.json")
     assert len(record["messages"]) == 5 * 4
     assert {one["parcel"] for one in record["messages"]} == {f"{place:04d}" for place in range(5)}
+
+
+@pytest.mark.parametrize("threat", ["relay", "coalition"])
+def test_a_view_fits_its_schema(tmp_path: Path, threat: str) -> None:
+    run = ran(experiment("ring-all-reduce", f'threat = "{threat}"'), tmp_path)
+
+    paths = list(run.views.glob("*.json"))
+    assert paths
+    for path in paths:
+        DOCUMENTS["view"].model_validate_json(path.read_text())
 
 
 def test_who_hears_nothing_of_a_round_keeps_nothing_of_it(tmp_path: Path) -> None:
