@@ -11,7 +11,7 @@ about follow the plan: from a peer that is silent towards it, it concludes that 
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,14 @@ from fedsim.wire import shared_parameters
 
 Update = tuple[int, int]
 """Peer and round."""
+
+WORK = 4e10
+"""Vectors heard, squared, times unknowns: what a decomposition costs. Beyond that the oldest rounds
+that were heard are forgotten: the last ones tell of the last updates as exactly."""
+FEWEST_ROUNDS = 3
+"""So many of the last rounds are never forgotten."""
+HELD = 2**26
+"""Numbers in the rows of weights; beyond that the oldest are forgotten: told without weights."""
 
 _SUMS = (MessageKind.PARTIAL_SUM, MessageKind.TOTAL)
 
@@ -57,7 +65,8 @@ class Equations:
     Attributes:
         federation: What is known of all peers beforehand.
         run: Where views lie.
-        heard: Vectors, each once, with rows over all rounds of the experiment.
+        heard: Vectors by the round in which they were heard, each once; rows are over the unknowns
+            up to that round.
         known: Vectors that the adversary knows, by column.
         weights: What the weights were at which an update was computed.
         told_by: Updates that are part of what their own peer said.
@@ -69,7 +78,7 @@ class Equations:
 
     federation: Federation
     run: RunDirectory
-    heard: list[HeardVector] = field(default_factory=list)
+    heard: dict[int, list[HeardVector]] = field(default_factory=dict)
     known: dict[int, Load] = field(default_factory=dict)
     weights: dict[Update, "Combination"] = field(default_factory=dict)
     told_by: set[Update] = field(default_factory=set)
@@ -104,8 +113,9 @@ class Equations:
 
     def _combination(self, row: np.ndarray) -> "Combination":
         """Return a row over all columns as one over unknowns, and what the adversary said."""
+        width = len(self.unknowns_now())
         if not self.phantoms:
-            return Combination(row=row)
+            return Combination(row=row[:width].copy())  # without the zeros of rounds to come
         count, starts = self._all.num_peers, self._all.num_starts
         updates = row[starts:].reshape(-1, count)
         real = np.concatenate(
@@ -118,7 +128,7 @@ class Equations:
             )
             for number, place in np.argwhere(updates[:, self.num_peers :])
         }
-        return Combination(row=real, said=said)
+        return Combination(row=real[:width].copy(), said=said)
 
     def said(self, combination: "Combination") -> Tensor | float:
         """Return the part of a vector that the adversary's own messages make up, (D,) or 0."""
@@ -139,22 +149,39 @@ class Equations:
         """Return an update as what is asked for, with the weights that it was computed at."""
         peer, server_round = update
         at = self.weights.get(update)
-        width = len(self.unknowns_now())
-        return Wanted(peer=peer, round=server_round, weights=None if at is None else at.row[:width])
+        return Wanted(
+            peer=peer, round=server_round, weights=None if at is None else self._padded(at.row)
+        )
 
     def vectors(self) -> list[HeardVector]:
         """Return what was heard, with rows over the rounds so far."""
-        width = len(self.unknowns_now())
         return [
-            HeardVector(
-                row=one.row[:width],
-                load=one.load,
-                size=one.size,
-                chunk=one.chunk,
-                num_chunks=one.num_chunks,
-            )
-            for one in self.heard
+            replace(one, row=self._padded(one.row))
+            for number in sorted(self.heard)
+            for one in self.heard[number]
         ]
+
+    def _padded(self, row: np.ndarray) -> np.ndarray:
+        """Return a row over the unknowns of earlier rounds as one over those so far."""
+        return np.pad(row, (0, len(self.unknowns_now()) - len(row)))
+
+    def forget_weights(self, update: Update) -> None:
+        """Forget at which weights an update was computed: it has been told."""
+        self.weights.pop(update, None)
+
+    def _trim(self) -> None:
+        """Forget the oldest of what was heard, and of weights, beyond what can be worked with."""
+        width = len(self.unknowns_now())
+        while (
+            sum(map(len, self.heard.values())) ** 2 * width > WORK
+            and min(self.heard) <= self.round - FEWEST_ROUNDS
+        ):
+            del self.heard[min(self.heard)]
+        held = sum(len(one.row) for one in self.weights.values())
+        for update in list(self.weights):
+            if held <= HELD:
+                break
+            held -= len(self.weights.pop(update).row)
 
     def take(self, server_round: int) -> None:
         """Take in what was heard in a round; rounds must come in order."""
@@ -165,7 +192,7 @@ class Equations:
         rows = next(self._rows, None)
         if rows is not None:
             for peer, row in rows.weights.items():
-                if peer < self.num_peers:
+                if peer < self.num_peers and peer not in self.places.peers:
                     self.weights[peer, server_round] = self._combination(row)
             for one in rows.messages:
                 key = (one.round, one.hop, one.sender, one.receiver, one.name)
@@ -173,10 +200,11 @@ class Equations:
         done: set[tuple[object, ...]] = set()
         for view in views:
             self._note_own(view)
-            self.heard += self._in(view, done)
+            self.heard.setdefault(server_round, []).extend(self._in(view, done))
         if not self.federation.protocol.delivers_late:
             self._planned.clear()
         self._note_sums(server_round, views)
+        self._trim()
 
     # rows
 
@@ -316,7 +344,7 @@ class Equations:
         if parcel.kind not in _SUMS:
             rows = self._planned.get(key)
             return rows.pop(0) if rows else None
-        row = np.zeros(len(self.unknowns))
+        row = np.zeros(len(self.unknowns_now()))
         for peer in parcel.members:
             if not 0 <= peer < self.num_peers:
                 return None

@@ -197,6 +197,7 @@ class Isolator:
         if weights is not None:
             at = self.equations.weights.get(update)
             weights = weights if at is None else weights + self.equations.said(at)
+            self.equations.forget_weights(update)
         kind = Kind(self.experiment.training.update_kind)
         kind = Kind.DELTA if kind is Kind.WEIGHTS else kind
         raw = self.equations.raw.get(update, 0)

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from clients.app import app
+from fedsim import equations
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import attack_again, resume, run
 from fedsim.engines.in_process import InProcessGrid
@@ -175,6 +176,20 @@ def test_the_relay_and_taps_on_all_links_tell_everything_and_alike(tmp_path: Pat
 
     assert how(relay) == {(peer, number): "exact" for peer in range(5) for number in (1, 2)}
     assert [one["sha256"] for one in relay.values()] == [one["sha256"] for one in tap.values()]
+
+
+def test_what_is_forgotten_for_want_of_room_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = experiment('name = "d-psgd"', 'threat = "relay"', rounds=8)
+    whole = isolated(tiny, tmp_path)
+    monkeypatch.setattr(equations, "WORK", 1)
+    monkeypatch.setattr(equations, "HELD", 5 * 41)
+    short = isolated(tiny, tmp_path)
+
+    assert how(short) == how(whole)
+    assert max(one["errors"][0] for one in short.values()) < 1e-4
+    assert all(one["weights"] for one in short.values())
 
 
 def test_a_tap_without_weights_knows_no_start(tmp_path: Path) -> None:
