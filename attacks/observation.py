@@ -67,6 +67,7 @@ class Observation:
             clients send their updates to a server.
         expected_error: Between peers, the error of `update` to expect, root mean square over that
             of the update: of rounding if it is exact, of what was not heard if it is estimated.
+        expected_weights_error: The same of `weights`; None where no rule tells it.
     """
 
     round: int
@@ -82,6 +83,7 @@ class Observation:
     num_bytes: int | None = None
     isolated: Literal["heard", "exact", "estimated"] | None = None
     expected_error: float | None = None
+    expected_weights_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

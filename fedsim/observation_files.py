@@ -43,6 +43,7 @@ def write_observation(
         "buffers_after": seen.buffers_after is not None,
         "isolated": seen.isolated,
         "expected_error": finite(seen.expected_error),
+        "expected_weights_error": finite(seen.expected_weights_error),
         "told_after": told_after,
         "sha256": digest(tensors),
     }
@@ -81,6 +82,7 @@ def read_observation(folder: Path, identity: str) -> Observation:
         num_bytes=record.get("num_bytes"),
         isolated=record.get("isolated"),
         expected_error=record.get("expected_error"),
+        expected_weights_error=record.get("expected_weights_error"),
     )
 
 

@@ -40,6 +40,8 @@ class ObservationRecord(Document):
     expected_error: float | None = None
     """The error to expect of the update, root mean square over that of the update; null where
     clients send updates to a server."""
+    expected_weights_error: float | None = None
+    """As `expected_error`, of the weights in force; null also where no rule tells it."""
     told_after: Count | None = None
     """Between peers, the round after which the update could be told."""
     sha256: Sha256

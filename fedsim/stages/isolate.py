@@ -13,8 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
 
 from attacks.isolation.candidates import may_follow
+from attacks.isolation.prior import size_of
 from attacks.isolation.sparse import SparseChanges
 from attacks.isolation.updates import Isolated, isolate
 from attacks.observation import Kind, Observation
@@ -213,6 +215,7 @@ class Isolator:
                 weights=(None if weights is None else layout.tensors(weights.to(self.dtype))),
                 isolated="heard" if as_sent else found.how,
                 expected_error=0.0 if as_sent else found.expected_error,
+                expected_weights_error=_relative(found.weights_error, weights),
             ),
             told_after,
         )
@@ -245,6 +248,13 @@ class Isolator:
         if self.threat.position is Position.RELAY:
             return "relay"
         return "peer-" + "-".join(map(str, self.equations.places.peers))
+
+
+def _relative(error: float | None, vector: Tensor | None) -> float | None:
+    """Return an error relative to the root mean square of a vector; None if nobody can say."""
+    if error is None or vector is None:
+        return None
+    return error / (size_of(vector) or 1.0)
 
 
 def _doubt(found: Isolated) -> float:
