@@ -39,8 +39,13 @@ _BETTER = 0.95
 """A later guess replaces an earlier one if its distance is below this share of that one's."""
 _MOST_OF_IT = 0.9
 """Share of a batch that, proved, ends the search."""
-
-
+_TOLD = 0.1
+"""Error that a solution may expect of itself, as a fraction of the input range, to be believed
+rather than compared where the weights in force are a guess."""
+_OUTSIDE = 0.3
+"""How far such a solution may be outside the input range, as a fraction of it."""
+_HALF = 0.5
+"""Error of an estimated update above which no solution is believed: it may be half another's."""
 _AGAIN = 2
 """How often a search is run again from other starts."""
 
@@ -56,6 +61,8 @@ class _Tried:
         verdict: What can be said of it; None if it cannot be compared.
         crashed: Whether it ended by an error.
         complete: Whether the guess has an image for every example.
+        sure: Whether it is to be believed though nothing can be recomputed exactly: the weights in
+            force are a guess, and this is a solution that expects to be right.
         batch_size: B.
     """
 
@@ -65,6 +72,7 @@ class _Tried:
     verdict: Verdict | None = None
     crashed: bool = False
     complete: bool = False
+    sure: bool = False
     batch_size: int = 1
 
     def beats(self, other: "_Tried") -> bool:
@@ -78,6 +86,8 @@ class _Tried:
             return mine > theirs
         if self.complete != other.complete:
             return self.complete
+        if self.sure != other.sure:
+            return self.sure
         if self.verdict is None or other.verdict is None:
             return self.verdict is not None
         if self.verdict.nats is not None and other.verdict.nats is not None:
@@ -89,6 +99,8 @@ class _Tried:
         if self.guess is None or self.guess.inputs is None:
             return False
         if self._proved() >= _MOST_OF_IT * self.batch_size:
+            return True
+        if self.sure:
             return True
         if self.verdict is None:
             return self.choice.exact and self.complete
@@ -233,9 +245,10 @@ def _try(
             said=f"{choice.name}: crashed, {type(error).__name__}: {error}",
             crashed=True,
         )
-    guess = replace(guess, notes={f"{choice.name}.{key}": v for key, v in guess.notes.items()})
     number = 0 if guess.inputs is None else len(guess.inputs)
     complete = number > 0 and (known.batch_size is None or number == known.batch_size)
+    sure = complete and choice.exact and _believable(guess, readings[-1])
+    guess = replace(guess, notes={f"{choice.name}.{key}": v for key, v in guess.notes.items()})
     verdict = judge(guess) if judge is not None and complete else None
     steps = choice.options.get("steps")
     parts = [] if steps is None else [f"shortened to {steps} steps"]
@@ -247,6 +260,8 @@ def _try(
     if verdict is not None and verdict.nats is not None:
         explained = "explained down to the noise" if verdict.explains else "not explained"
         parts.append(f"{verdict.nats:.0f} nats, {explained}")
+    if sure:
+        parts.append("believed: weights are a guess")
     parts.append(f"{guess.seconds:.1f} s")
     return _Tried(
         choice=choice,
@@ -254,7 +269,31 @@ def _try(
         guess=guess,
         verdict=verdict,
         complete=complete,
+        sure=sure,
         batch_size=known.batch_size or number,
+    )
+
+
+def _believable(guess: Reconstruction, reading: Reading) -> bool:
+    """Whether to believe a solution rather than compare it, the weights in force being a guess.
+
+    Recomputed at wrong weights, the truth fits worse than what a search fits to them. A solution
+    rests on the equations of the layers at the input, which need no weights or suffer little from
+    wrong ones, and says itself how well they agree.
+    """
+    error, outside = (guess.notes.get(name) for name in ("expected_rmse", "excursion"))
+    low, high = reading.known.input_range
+    told = reading.seen.expected_error
+    if told is None:
+        told = 1.0 if reading.seen.isolated == "estimated" else 0.0
+    return (
+        reading.weights_estimated
+        and told <= _HALF
+        and guess.notes.get("unseen", 0.0) == 0.0
+        and isinstance(error, float)
+        and error <= _TOLD * (high - low)
+        and isinstance(outside, float)
+        and outside <= _OUTSIDE * (high - low)
     )
 
 

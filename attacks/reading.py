@@ -7,6 +7,7 @@ with; the weights in force turn h into predictions; and predictions minus the la
 gradient, at its true length.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.defense import Noise, Untold, length_of, noise_deviation, read_defenses
+from attacks.defense import (
+    Noise,
+    Untold,
+    add_noise,
+    length_of,
+    noise_deviation,
+    read_defenses,
+)
+from attacks.isolation.prior import size_of
 from attacks.network import Layer, known_architecture, trace
 from attacks.observation import (
     AttackFailed,
@@ -31,7 +40,9 @@ _ALONG = 0.9
 _FITS = 0.01
 """Share of the bias gradient that may be left over where inputs of the classifier are unknown."""
 _SOUND = 1e-5
-"""Noise below this share of the root mean square of what was heard is rounding."""
+"""Errors below this share of the root mean square of what was heard are rounding."""
+_WORST = 0.99
+"""Largest error of an estimate that is reckoned with, relative to what it is an estimate of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,14 @@ class Reading:
             or bool(self.seen.visible)
         )
 
+    @property
+    def weights_estimated(self) -> bool:
+        """Whether the weights in force are a guess, so that nothing can be recomputed exactly."""
+        if self.seen.weights is None or self.seen.isolated is None:
+            return False
+        error = self.seen.expected_weights_error
+        return error is None or error > _SOUND
+
 
 def read(seen: Observation, known: Knowledge) -> Reading:
     """Read the defenses in `known` off a message, restore its length, and say what was found.
@@ -76,13 +95,40 @@ def read(seen: Observation, known: Knowledge) -> Reading:
         notes |= _what_is_left(before, seen)
     elif known.noise is None:
         known = replace(known, noise=found_noise(seen, known))
+    if seen.isolated == "estimated" or known.noise is None:  # rounding shows by itself
+        known = with_isolation_error(seen, known)
     if known.noise is not None and (largest := max(known.noise.deviation.values(), default=0.0)):
         notes["noise_read"] = largest
     if known.signs_only:
         notes["length"] = "nothing but signs"
     elif not known.length_known:
         seen, known, notes["length"] = restored(seen, known)
-    return Reading(seen=seen, known=known, notes=notes)
+    reading = Reading(seen=seen, known=known, notes=notes)
+    if reading.weights_estimated:
+        off = seen.expected_weights_error
+        notes["weights"] = "estimated" if off is None else f"estimated, {off:.1e} off"
+    return reading
+
+
+def with_isolation_error(seen: Observation, known: Knowledge) -> Knowledge:
+    """Return `known` with the error to expect of an update that was isolated among peers.
+
+    An estimate is off by what others computed, which has the size of their parameters; the rest is
+    rounding, alike everywhere.
+    """
+    error = min(seen.expected_error or 0.0, _WORST)
+    if not error > _SOUND:
+        return known
+    sizes = {}
+    for name, tensor in seen.update.items():
+        mask = (seen.visible or {}).get(name)
+        sizes[name] = size_of(tensor if mask is None else tensor[mask.bool()])
+    if seen.isolated != "estimated":
+        whole = torch.cat([tensor.flatten() for tensor in seen.update.values()])
+        return add_noise(known, dict.fromkeys(sizes, error * size_of(whole)))
+    # the error is relative to the update, of which a posterior mean is but a part
+    error /= math.sqrt(1 - error**2)
+    return add_noise(known, {name: error * size for name, size in sizes.items()})
 
 
 def found_noise(seen: Observation, known: Knowledge) -> Noise | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.adaptive import Adaptive
 from attacks.auto import Auto
 from attacks.cascade import Cascade
 from attacks.choosing import Choice, choices
@@ -11,6 +12,7 @@ from attacks.contest import _within
 from attacks.judging import relative_distance, rest_of
 from attacks.matching.victim import rebuild
 from attacks.observation import (
+    Attack,
     AttackFailed,
     Budget,
     Kind,
@@ -63,6 +65,83 @@ def test_what_can_be_solved_is_solved_before_anything_is_searched_for(
         assert (found.inputs - image).abs().max() < 0.02
         assert found.labels.tolist() == [4]
         assert found.steps == 0
+
+
+def guessed(seen: Observation, off: float, rng: torch.Generator) -> dict[str, Tensor]:
+    """Weights in force with a relative error."""
+    return {
+        name: tensor
+        + off * tensor.square().mean().sqrt() * torch.randn(tensor.shape, generator=rng)
+        for name, tensor in (seen.weights or {}).items()
+    }
+
+
+def test_layers_solved_at_weights_that_are_a_guess_are_believed_too(
+    lenet: nn.Module, rng: torch.Generator
+) -> None:
+    image = images(1)
+    seen, known = overhear(lenet, image, [4])
+    weights = guessed(seen, 0.02, rng)
+    told = replace(seen, weights=weights, isolated="heard", expected_weights_error=0.02)
+
+    found = Auto(seconds=3.0)(told, known, rng=rng)
+
+    assert found.notes["chosen"] == "closed-form"
+    assert found.steps == 0
+    assert found.inputs is not None
+    assert (found.inputs - image).square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize("attack", [Auto(seconds=3.0), Adaptive()])
+@pytest.mark.parametrize("off", [0.03, None])
+def test_a_solution_is_believed_where_weights_are_a_guess(
+    mlp: nn.Module, rng: torch.Generator, attack: Attack, off: float | None
+) -> None:
+    image = images(1)
+    seen, known = overhear(mlp, image, [4])
+    weights = guessed(seen, 0.03, rng)
+    seen = replace(seen, weights=weights, isolated="heard", expected_weights_error=off)
+
+    found = attack(seen, known, rng=rng, budget=Budget(3.0))
+
+    assert float(found.notes["relative_distance"]) > 1e-2
+    assert found.notes["chosen"] == "linear"
+    assert found.steps == 0
+    assert found.inputs is not None
+    assert (found.inputs - image).abs().max() < 1e-4
+
+
+def test_where_weights_are_exact_what_needs_none_is_compared_like_others(
+    mlp: nn.Module, image: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = overhear(mlp, image, [4])
+    hidden = {name: 1.5 * tensor for name, tensor in seen.update.items()}  # fits no image
+    told = replace(seen, update=hidden, isolated="exact", expected_weights_error=0.0)
+
+    one = Auto(seconds=2.0)(replace(seen, update=hidden), known, rng=rng)
+    other = Auto(seconds=2.0)(told, known, rng=rng)
+
+    for found in (one, other):
+        assert "believed" not in str(found.notes["tried"])
+        assert "closed-form" in str(found.notes["tried"])
+
+
+@pytest.mark.parametrize(("rows_agree", "error"), [(True, 0.7), (True, None), (False, 0.3)])
+def test_a_solution_of_a_poor_estimate_is_compared_like_others(
+    mlp: nn.Module, image: Tensor, rng: torch.Generator, rows_agree: bool, error: float | None
+) -> None:
+    seen, known = overhear(mlp, image, [4])
+    seen = replace(seen, isolated="estimated", expected_error=error, expected_weights_error=0.03)
+    size = 0.0 if rows_agree else 1.0
+    noisy = {
+        name: t + size * torch.randn(t.shape, generator=rng) for name, t in seen.update.items()
+    }
+    told = replace(seen, update=noisy)
+
+    found = Auto(seconds=2.0)(told, known, rng=rng)
+
+    assert "linear" in str(found.notes["tried"])
+    assert "believed" not in str(found.notes["tried"])
 
 
 def test_a_batch_behind_a_first_linear_layer_is_proved(

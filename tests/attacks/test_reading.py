@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from attacks.defense import Noise, Untold
 from attacks.observation import Kind, LocalRecipe
-from attacks.reading import found_noise, read, restored
+from attacks.reading import found_noise, read, restored, with_isolation_error
 from clients.defenses.noise import GaussianNoise, LaplacianNoise
 from clients.defenses.prune import Prune
 
@@ -146,3 +147,64 @@ def test_a_pruned_share_that_was_not_told_is_estimated(image: Tensor) -> None:
     found = read(sent, replace(known, defenses=(Untold(defense=Prune(share=0.9)),)))
 
     assert float(str(found.notes["survive"]).split("%")[0]) == pytest.approx(60, abs=2)
+
+
+def test_the_error_of_an_estimated_update_is_noise_of_the_size_that_it_has(
+    image: Tensor, rng: torch.Generator
+) -> None:
+    seen, known = gradient_heard(image, 3)
+    # two independent vectors of a known size each, their sum heard: half of it is the best guess
+    size = {name: 1.0 + place for place, name in enumerate(seen.update)}
+    one, two = (
+        {n: size[n] * torch.randn(t.shape, generator=rng) for n, t in seen.update.items()}
+        for _ in range(2)
+    )
+    guess = {name: (one[name] + two[name]) / 2 for name in one}
+    told = replace(seen, update=guess, isolated="estimated", expected_error=0.5**0.5)
+
+    noise = with_isolation_error(told, known).noise
+
+    assert read(told, known).damaged
+    assert noise is not None
+    for name, deviation in noise.deviation.items():
+        if one[name].numel() > 500:
+            error = (guess[name] - one[name]).square().mean().sqrt()
+            assert deviation == pytest.approx(float(error), rel=0.1)
+
+
+def test_rounding_of_an_update_that_follows_is_noise_where_it_is_large(image: Tensor) -> None:
+    seen, known = gradient_heard(image, 3)
+    (fine, rough) = (
+        read(replace(seen, isolated="exact", expected_error=error), known) for error in (1e-6, 1e-3)
+    )
+
+    assert fine.known.noise is None
+    assert rough.known.noise is not None
+    whole = torch.cat([tensor.flatten() for tensor in seen.update.values()])
+    usual = float(whole.square().mean().sqrt())
+    assert set(rough.known.noise.deviation) == set(seen.update)
+    assert max(rough.known.noise.deviation.values()) == pytest.approx(1e-3 * usual)
+
+
+@pytest.mark.parametrize(
+    ("isolated", "error", "guessed"),
+    [
+        (None, None, False),  # a server sends its weights
+        ("heard", 0.0, False),
+        ("exact", 1e-7, False),
+        ("heard", 0.02, True),
+        ("exact", None, True),  # no rule tells it
+    ],
+)
+def test_weights_are_a_guess_where_isolation_says_so(
+    image: Tensor,
+    isolated: Literal["heard", "exact"] | None,
+    error: float | None,
+    guessed: bool,
+) -> None:
+    seen, known = gradient_heard(image, 3)
+    told = replace(seen, isolated=isolated, expected_weights_error=error)
+
+    assert read(told, known).weights_estimated is guessed
+    assert not read(replace(told, weights=None), known).weights_estimated
+    assert ("weights" in read(told, known).notes) is guessed

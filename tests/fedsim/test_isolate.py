@@ -10,19 +10,23 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from attacks.auto import Auto
+from attacks.linear import LinearInversion
+from attacks.observation import Budget, Knowledge
 from clients.app import app
 from fedsim import equations
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import attack_again, resume, run
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
-from fedsim.files import Record, replace_tensors
+from fedsim.files import Record, read_json, replace_json, replace_tensors
+from fedsim.models.build import build_model
 from fedsim.peer_wire import HOP
 from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
 from fedsim.stages.isolate import Isolator
 from fedsim.stages.score import isolation_errors
-from fedsim.truth import unseal_update
+from fedsim.truth import unseal, unseal_update
 from fedsim.views import views_of
 from fedsim.wire import CONFIG, ROUND
 from server.grids import WrappedGrid
@@ -126,6 +130,54 @@ def test_whose_neighbours_are_not_all_heard_is_guessed_with_an_error_that_is_kno
     assert {one["isolated"] for one in later} == {"estimated"}
     for one in later:  # within a factor that holds for two neighbours and four rounds
         assert 0.5 < one["errors"][0] / one["expected_error"] < 2
+
+
+def test_the_error_of_weights_is_known_and_none_where_they_are(tmp_path: Path) -> None:
+    found = isolated(experiment('name = "gradient-sharing"', num_peers=8, rounds=3), tmp_path)
+
+    assert {one["expected_weights_error"] for (_, n), one in found.items() if n == 1} == {0.0}
+    for one in (record for (_, number), record in found.items() if number > 1):
+        assert 0.5 < one["errors"][1] / one["expected_weights_error"] < 2
+
+
+def test_auto_solves_what_was_heard_whole_at_weights_that_are_a_guess(tmp_path: Path) -> None:
+    tiny = parse_experiment(
+        experiment('name = "gradient-sharing"', num_peers=8, rounds=3).to_toml(),
+        overrides=["model.options.hidden=[64]"],
+    )
+    run = trained(tiny, tmp_path)
+    Isolator(tiny, run).step(trained=True)
+    model = build_model("mlp", (1, 8, 8), 10, rng=torch.Generator(), options={"hidden": [64]})
+    known = Knowledge(model=model, input_shape=(1, 8, 8), batch_size=1)
+
+    later = [one for one in run.observation_records() if one["round"] > 1]
+    assert len(later) == 4
+    for record in later:
+        seen = run.read_observation(record["id"])
+        truth = unseal(run, record["round"], record["sender"])
+        rngs = [torch.Generator().manual_seed(0) for _ in range(2)]
+        linear = LinearInversion()(seen, known, rng=rngs[0])
+        auto = Auto()(seen, known, rng=rngs[1], budget=Budget(2.0))
+
+        assert truth is not None
+        assert linear.inputs is not None
+        assert auto.inputs is not None
+        assert float((linear.inputs - truth[0]).abs().max()) < 1e-5
+        assert torch.equal(auto.inputs, linear.inputs)
+
+
+def test_an_observation_of_a_run_that_told_no_error_of_weights_can_be_read(tmp_path: Path) -> None:
+    run = trained(experiment('name = "gradient-sharing"'), tmp_path)
+    Isolator(experiment('name = "gradient-sharing"'), run).step(trained=True)
+    identity = "round-00002-client-1-to-peer-0"
+    assert (run.read_observation(identity).expected_weights_error or 0.0) > 1e-3
+
+    path = run.root / "observations" / f"{identity}.json"
+    record = read_json(path)
+    del record["expected_weights_error"]
+    replace_json(path, record)
+
+    assert run.read_observation(identity).expected_weights_error is None
 
 
 def test_a_gradient_that_is_sent_is_heard_bit_for_bit(tmp_path: Path) -> None:
