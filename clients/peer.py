@@ -33,7 +33,7 @@ from fedsim.peer_wire import (
     put_post,
 )
 from fedsim.peers import Federation
-from fedsim.protocols.peer_protocol import Here, MessageKind, Parcel, State
+from fedsim.protocols.peer_protocol import Here, MessageKind, Parcel, State, Unfit
 from fedsim.protocols.simulate import place
 from fedsim.records import RunDirectory
 from fedsim.threat import places_of
@@ -110,10 +110,16 @@ class Peer:
         state, refused = mind.state, list[tuple[int, str]]()
         if hop > 0:
             heard = self._open(message.content, mind, refused)
+            if not refused or not self.federation.protocol.collective:
+                try:
+                    state = self.federation.protocol.listen(
+                        state, heard, replace(here, hop=hop - 1)
+                    )
+                except Unfit as error:
+                    refused.append((error.sender, str(error)))
             if refused and self.federation.protocol.collective:
                 # nothing was done: the relay will begin again without who sent it
                 return Message(RecordDict({CONFIG: _said(refused, training)}), reply_to=message)
-            state = self.federation.protocol.listen(state, heard, replace(here, hop=hop - 1))
         content = RecordDict()
         if config[SPEAKS]:
             state, posts = self.federation.protocol.speak(state, replace(here, hop=hop))
@@ -193,6 +199,9 @@ class Peer:
         mind.buffers = {
             name: tensor.detach().cpu().clone() for name, tensor in shared_buffers(me.model).items()
         }
+        if not _sound(update, before):
+            # before defenses, some of which remember what they left out
+            raise BadReply("its own update holds NaN or infinity")
         update = defend(
             me,
             update,
@@ -202,7 +211,7 @@ class Peer:
             memory=Memory(me.name, self.run, self.context.state),
         )
         tensors = {name: update.tensors[name] for name in before}
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        if not _sound(update, before):
             # raised before anything is remembered: the peer sits out the round, and stays sound
             raise BadReply("its own update holds NaN or infinity")
         training.update = update
@@ -265,6 +274,10 @@ class Peer:
         self.memory.save(
             server_round, {"state": dict(mind.state), "buffers": mind.buffers, "heard-last": heard}
         )
+
+
+def _sound(update: LocalUpdate, parameters: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(update.tensors[name]).all()) for name in parameters)
 
 
 def _said(refused: list[tuple[int, str]], training: _Training) -> ConfigRecord:

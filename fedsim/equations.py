@@ -299,6 +299,7 @@ class Equations:
             for view in sorted(views, key=lambda view: view.lost)
             for one in view.messages
             if one.parcel is not None and one.parcel.kind is MessageKind.TOTAL
+            if all(0 <= peer < self.num_peers for peer in one.parcel.members)
         ]
         members = totals[-1] if totals else tuple(range(self.num_peers))
         for peer in members:

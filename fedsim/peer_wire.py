@@ -38,6 +38,7 @@ _EARLY = "early-"
 _SENDER, _TO, _KIND = "sender", "to", "kind"
 _CHUNK, _NUM_CHUNKS, _SUMMED = "chunk", "num-chunks", "summed"
 _ROUND, _HOP = "said-in-round", "said-in-hop"
+_TOLD = (_KIND, _CHUNK, _NUM_CHUNKS)
 
 _NAMES = {
     MessageKind.MODEL: ("model",),
@@ -50,6 +51,9 @@ _NAMES = {
     MessageKind.TOTAL: ("chunk",),
 }
 """The tensors of a parcel, by its kind."""
+
+_IN_CHUNKS = frozenset({MessageKind.PARTIAL_SUM, MessageKind.TOTAL})
+"""Kinds that may hold a chunk of the coordinates; the others hold all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +164,22 @@ def posts_of(
             continue
         to = tuple(peer for peer in integers(about.get(_TO)) if peer in allowed)
         said.append(
-            Addressed(sender=sender, to=to, round=server_round, hop=hop, arrays=arrays, about=about)
+            Addressed(
+                sender=sender,
+                to=to,
+                round=server_round,
+                hop=hop,
+                arrays=arrays,
+                about=_plain(about),
+            )
         )
     return said
+
+
+def _plain(about: ConfigRecord) -> ConfigRecord:
+    """Return what is said of a parcel, without anything that nobody asks for."""
+    plain = {key: one for key in _TOLD if isinstance(one := about.get(key), int | str)}
+    return ConfigRecord({**plain, _SUMMED: integers(about.get(_SUMMED))})
 
 
 def deliver(content: RecordDict, said: Sequence[Addressed], *, early: bool = False) -> None:
@@ -227,6 +244,8 @@ def open_parcel(
     chunk, num_chunks = _integer(one.about, _CHUNK), _integer(one.about, _NUM_CHUNKS)
     if num_chunks < 1 or not -1 <= chunk < num_chunks:
         raise BadReply(f"chunk {chunk} of {num_chunks} is none")
+    if kind not in _IN_CHUNKS and (chunk, num_chunks) != (-1, 1):
+        raise BadReply(f"'{kind}' must hold all coordinates, got chunk {chunk} of {num_chunks}")
     expected = _expected(kind, one.arrays, size, dtype, None if chunk < 0 else (chunk, num_chunks))
     if set(one.arrays) != set(expected):
         raise BadReply(f"'{kind}' must hold {sorted(expected)}, got {sorted(one.arrays)}")
@@ -235,6 +254,8 @@ def open_parcel(
     }
     if kind is MessageKind.SPARSE_CHANGE:
         _check_places(tensors["places"], size)
+    if "mass" in tensors and not tensors["mass"] > 0:
+        raise BadReply(f"'mass' must be above 0, got {float(tensors['mass']):g}")
     return Parcel(
         kind=kind,
         tensors=tensors,
@@ -257,7 +278,7 @@ def _expected(
         size = size // num_chunks + (place < size % num_chunks)
     if kind is MessageKind.SPARSE_CHANGE and "values" in arrays:
         shape = tuple(arrays["values"].shape)
-        if len(shape) != 1 or shape[0] > size:
+        if len(shape) != 1 or not isinstance(shape[0], int) or not 0 <= shape[0] <= size:
             raise BadReply(f"'values' must be at most {size} numbers, got shape {shape}")
         size = shape[0]
     forms = {"mass": ((1,), torch.float64), "places": ((size,), torch.int64)}
@@ -284,4 +305,6 @@ def _integer(about: Mapping[str, object], key: str) -> int:
 
 def integers(value: object) -> list[int]:
     """Return the whole numbers of a list that came over the wire."""
-    return [one for one in value if isinstance(one, int)] if isinstance(value, list) else []
+    if not isinstance(value, list):
+        return []
+    return [one for one in value if isinstance(one, int) and not isinstance(one, bool)]

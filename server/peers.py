@@ -21,7 +21,7 @@ from fedsim.defenses import build_chain, private_clients
 from fedsim.errors import RunFailed
 from fedsim.files import Record, finite
 from fedsim.ledger import ledger_of
-from fedsim.peer_wire import Addressed, deliver, integers, posts_of
+from fedsim.peer_wire import Addressed, deliver, integers, open_parcel, posts_of
 from fedsim.peers import Federation, federation_of
 from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
@@ -48,6 +48,11 @@ from server.rounds import find_clients, settled
 STEP = f"{MessageType.TRAIN}.{peer_wire.STEP}"
 REPORT = f"{MessageType.QUERY}.{peer_wire.REPORT}"
 ADOPT = f"{MessageType.QUERY}.{peer_wire.ADOPT}"
+
+_MOST_REFUSED = 2
+"""Times the number of peers: as many refusals of one peer in one hop are recorded."""
+_LONGEST_REASON = 500
+"""Characters of what a peer says of a refusal that are recorded."""
 
 
 def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
@@ -177,12 +182,16 @@ class Relay:
         answers = self._ask(REPORT, {helper: RecordDict({CONFIG: before})})
         if helper not in answers:
             return
+        model = answers[helper].array_records.get(peer_wire.MODEL)
+        if model is None:
+            self._note("update-rejected", "it does not tell its model", helper)
+            return
         said = Addressed(
             sender=helper,
             to=(peer,),
             round=self.round,
             hop=0,
-            arrays=answers[helper].array_records[peer_wire.MODEL],
+            arrays=model,
             about=peer_wire.about(MessageKind.MODEL),
         )
         content = RecordDict({CONFIG: before})
@@ -214,7 +223,7 @@ class Relay:
                 tally.failed |= set(lost)
             members = tuple(peer for peer in members if peer not in lost)
             if self.protocol.delivers_late and hop > 0:
-                self.late = {peer: inbox[peer] for peer in inbox if peer not in answers}
+                self.late = self._kept(inbox, answers)
             if not members:
                 break
             if lost and self.protocol.collective and hop > 0:
@@ -350,18 +359,46 @@ class Relay:
         config = content.config_records.get(CONFIG, ConfigRecord())
         if not {peer_wire.TRAINED, peer_wire.REFUSED, peer_wire.REASONS} <= set(config):
             raise BadReply(f"'{CONFIG}' does not say what was refused, and whether it trained")
+        refused, reasons = config[peer_wire.REFUSED], config[peer_wire.REASONS]
+        if not isinstance(refused, list) or not isinstance(reasons, list):
+            raise BadReply(f"'{peer_wire.REFUSED}' and '{peer_wire.REASONS}' must be lists")
         if config[peer_wire.TRAINED]:
             tally.trained[peer] = read_training_metrics(content, reports_loss=self.reports_loss)
 
     def _note_refused(self, content: RecordDict, tally: _Tally, peer: int) -> list[int]:
         """Note what a peer refused to take; return from whom."""
         config = content.config_records[CONFIG]
-        senders, reasons = integers(config[peer_wire.REFUSED]), config[peer_wire.REASONS]
-        for sender, reason in zip(senders, cast(list[str], reasons), strict=False):
+        named = integers(config[peer_wire.REFUSED])[: _MOST_REFUSED * len(self.node_of)]
+        reasons = cast(list[object], config[peer_wire.REASONS])
+        senders = []
+        for sender, reason in zip(named, reasons, strict=False):
+            if sender not in self.node_of:
+                continue
+            senders.append(sender)
             tally.refused += 1
-            said = f"refused what it heard from peer {sender}: {reason}"
+            said = f"refused what it heard from peer {sender}: {str(reason)[:_LONGEST_REASON]}"
             self._note("message-refused", said, peer)
         return senders
+
+    def _kept(self, inbox: Inbox, answers: Mapping[int, RecordDict]) -> Inbox:
+        """Return what waits for those that did not answer; what nobody would take does not."""
+        late: Inbox = {}
+        for peer in sorted(set(inbox) - set(answers)):
+            for one in inbox[peer]:
+                try:
+                    open_parcel(
+                        one,
+                        kinds=self.protocol.kinds,
+                        size=self.federation.layout.size,
+                        dtype=self.template.dtype,
+                    )
+                except BadReply as error:
+                    self._note(
+                        "update-rejected", f"what it said to peer {peer}: {error}", one.sender
+                    )
+                else:
+                    late.setdefault(peer, []).append(one)
+        return late
 
     def _carry(self, said: Sequence[Addressed], hop: int, num_members: int, tally: _Tally) -> None:
         """Count what was said in a hop, and let the adversary hear what crosses its links."""

@@ -63,6 +63,18 @@ class Parcel:
     members: tuple[int, ...] = ()
 
 
+class Unfit(ValueError):
+    """A member of a collective did not say what the protocol needs of it.
+
+    Attributes:
+        sender: Who.
+    """
+
+    def __init__(self, sender: int, message: str) -> None:
+        super().__init__(message)
+        self.sender = sender
+
+
 @dataclass(frozen=True, kw_only=True)
 class Post:
     """A parcel, and the peers that it goes to."""
@@ -195,6 +207,9 @@ class PeerProtocol(Protocol):
 
         Usually one parcel per sender; more where parcels are delivered late. Those of a kind that
         `kinds` does not hold never come.
+
+        Raises:
+            Unfit: A member of a collective said something else than it must, or nothing.
         """
 
     def model(self, state: State) -> Tensor:

@@ -75,11 +75,11 @@ class RingAllReduce:
             return state, []
         chunk, summed = _sent(place, at.hop, num_members)
         parcel = Parcel(
-            kind=MessageKind.TOTAL if summed == num_members else MessageKind.PARTIAL_SUM,
+            kind=_kind(summed, num_members),
             tensors={"chunk": state["sum"].tensor_split(num_members)[chunk]},
             chunk=chunk,
             num_chunks=num_members,
-            members=tuple(at.members[(chunk + step) % num_members] for step in range(summed)),
+            members=_summed(at, chunk, summed),
         )
         return state, [Post(to=(at.members[(place + 1) % num_members],), parcel=parcel)]
 
@@ -90,8 +90,16 @@ class RingAllReduce:
         num_members, place = len(at.members), at.members.index(at.me)
         total = state["sum"]
         if num_members > 1:
-            told = chunk_of(heard, at.members[place - 1], at)
             chunk, summed = _sent((place - 1) % num_members, at.hop, num_members)
+            told = chunk_of(
+                heard,
+                at.members[place - 1],
+                at,
+                kind=_kind(summed, num_members),
+                members=_summed(at, chunk, summed),
+                chunk=chunk,
+                num_chunks=num_members,
+            )
             chunks = list(total.tensor_split(num_members))
             chunks[chunk] = told if summed == num_members else told + chunks[chunk]
             total = torch.cat(chunks)
@@ -107,3 +115,12 @@ class RingAllReduce:
 def _sent(place: int, hop: int, num_members: int) -> tuple[int, int]:
     """Return which chunk the member at this place sends in a hop, and how many it is a sum of."""
     return (place - hop + 1) % num_members, min(hop, num_members)
+
+
+def _kind(summed: int, num_members: int) -> MessageKind:
+    return MessageKind.TOTAL if summed == num_members else MessageKind.PARTIAL_SUM
+
+
+def _summed(at: Here, chunk: int, count: int) -> tuple[int, ...]:
+    """Return the first members on the way of a chunk, in the order of its sum."""
+    return tuple(at.members[(chunk + step) % len(at.members)] for step in range(count))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedsim.protocols.peer_protocol import Here, Parcel, State
+from fedsim.protocols.peer_protocol import Here, MessageKind, Parcel, State, Unfit
 
 
 def roll_call(state: State, at: Here) -> State:
@@ -30,12 +30,52 @@ def ended(state: State, total: Tensor, at: Here) -> State:
     return {"model": model, "before": before, "gradient": state["gradient"]}
 
 
-def chunk_of(heard: Mapping[int, Sequence[Parcel]], sender: int, at: Here) -> Tensor:
+def chunk_of(
+    heard: Mapping[int, Sequence[Parcel]],
+    sender: int,
+    at: Here,
+    *,
+    kind: MessageKind,
+    members: tuple[int, ...],
+    chunk: int | None = None,
+    num_chunks: int = 1,
+) -> Tensor:
     """Return what the one member that must have spoken said.
 
+    Args:
+        heard: Parcels by sender.
+        sender: The member.
+        at: Where the one who listens stands.
+        kind: What it must have said, and so on as `Parcel` has them.
+        members: Whose gradients it must have summed.
+        chunk: Which chunk it must be.
+        num_chunks: Of how many.
+
     Raises:
-        ValueError: It did not.
+        Unfit: It said nothing, or something else.
     """
     if sender not in heard:
-        raise ValueError(f"peer {at.me} heard nothing of peer {sender} in hop {at.hop}")
-    return heard[sender][-1].tensors["chunk"]
+        raise Unfit(sender, f"peer {at.me} heard nothing of peer {sender} in hop {at.hop}")
+    said = heard[sender][-1]
+    if (said.kind, said.chunk, said.num_chunks) != (kind, chunk, num_chunks):
+        raise Unfit(
+            sender,
+            f"hop {at.hop}: expected '{kind}', {_chunk(chunk, num_chunks)}, got '{said.kind}', "
+            f"{_chunk(said.chunk, said.num_chunks)}",
+        )
+    if said.members != members:
+        raise Unfit(
+            sender,
+            f"hop {at.hop}: expected the sum over peers {_names(members)}, got that over "
+            f"{_names(said.members)}",
+        )
+    return said.tensors["chunk"]
+
+
+def _chunk(chunk: int | None, num_chunks: int) -> str:
+    return "all coordinates" if chunk is None else f"chunk {chunk} of {num_chunks}"
+
+
+def _names(members: tuple[int, ...]) -> str:
+    named = ", ".join(map(str, members[:8]))
+    return f"{named} and {len(members) - 8} more" if len(members) > 8 else named or "nobody"

@@ -90,9 +90,17 @@ class TreeAllReduce:
         total = state["sum"]
         if at.hop == height - depth:
             for child in tree.children[at.me]:
-                total = total + chunk_of(heard, child, at)
+                total = total + chunk_of(
+                    heard, child, at, kind=MessageKind.PARTIAL_SUM, members=tree.below(child)
+                )
         elif at.hop == height + depth:
-            total = chunk_of(heard, tree.parent[at.me], at)
+            total = chunk_of(
+                heard,
+                tree.parent[at.me],
+                at,
+                kind=MessageKind.TOTAL,
+                members=tree.below(tree.root),
+            )
         if at.hop + 1 < self.num_hops(len(at.members), at.links):
             return {**state, "sum": total}
         return ended(state, total, at)
