@@ -40,7 +40,7 @@ def test_grants_that_are_there_already_change_nothing() -> None:
 
 @pytest.mark.parametrize("threat", THREATS.values(), ids=str)
 def test_shipped_adversaries_know_no_labels_and_are_active_by_name(threat: ThreatModel) -> None:
-    assert threat.active == threat.name.startswith("malicious-")
+    assert threat.active == threat.name.startswith(("malicious-", "active-"))
     assert not threat.oracle
     assert threat.summary
     assert threat.hears_sum == ("aggregate" in threat.name)
