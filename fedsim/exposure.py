@@ -14,7 +14,9 @@ import numpy as np
 
 from attacks.isolation.identifiability import ReducedRows
 from attacks.isolation.unknowns import Unknowns
+from attacks.threats import Capability, Position
 from fedsim.config import Experiment
+from fedsim.defenses import build_chain, encrypts_links
 from fedsim.errors import ConfigError
 from fedsim.files import Record
 from fedsim.protocols.build import protocol_of
@@ -22,7 +24,7 @@ from fedsim.protocols.coefficients import MessageRow, coefficients
 from fedsim.protocols.peer_protocol import PeerProtocol
 from fedsim.protocols.residues import LARGEST_DENOMINATOR, residue_units
 from fedsim.protocols.simulate import MixingNetwork
-from fedsim.threat import places_of, victims_of
+from fedsim.threat import places_of, threat_of, victims_of
 from fedsim.topologies.build import network_of
 
 
@@ -93,7 +95,11 @@ def exposure(experiment: Experiment) -> Exposure:
             "updates, so this map does not exist; docs/isolation.md says what can be told of it"
         )
     victims_of(experiment, places.peers)
+    threat = threat_of(experiment)
+    hidden = threat.position is Position.LINK and encrypts_links(build_chain(experiment))
     rate = Fraction(experiment.training.learning_rate).limit_denominator(LARGEST_DENOMINATOR)
+    # what follows from what does not depend on how small a step is, as long as there is one
+    rate = max(rate, Fraction(1, LARGEST_DENOMINATOR))
     try:
         return exposed(
             protocol,
@@ -101,7 +107,9 @@ def exposure(experiment: Experiment) -> Exposure:
             rounds=experiment.rounds,
             own=places.peers,
             hears=places.hear,
-            listens_in=experiment.adversary.listens_in,
+            # on an encrypted link it hears how much is said, and nothing of what
+            listens_in=(lambda _: False) if hidden else experiment.adversary.listens_in,
+            knows_start=Capability.WEIGHTS in threat.grants,
             own_starts=experiment.protocol.start == "own",
             learning_rate=float(rate),
             moves_weights=experiment.training.update_kind != "gradient",
@@ -119,6 +127,7 @@ def exposed(
     hears: Callable[[int, int], bool] | None = None,
     listens_in: Callable[[int], bool] = lambda server_round: server_round > 0,
     own_starts: bool = False,
+    knows_start: bool = True,
     learning_rate: float = 0.1,
     moves_weights: bool = False,
 ) -> Exposure:
@@ -133,6 +142,7 @@ def exposed(
         hears: (sender, receiver) -> whether a link is heard; None for those of its own peers.
         listens_in: round -> whether what is said in it is kept.
         own_starts: Whether each peer starts from weights of its own.
+        knows_start: Whether the adversary knows the weights that all peers start from.
         learning_rate: Step size.
         moves_weights: Whether an update is a change of weights in place of a gradient.
 
@@ -141,7 +151,8 @@ def exposed(
     """
     unknowns = Unknowns(num_peers=network.num_peers, rounds=rounds, own_starts=own_starts)
     heard = hears or (lambda sender, receiver: sender in own or receiver in own)
-    known = unknowns.of_peers(own) + ([] if own_starts else [unknowns.start(0)])
+    common = [unknowns.start(0)] if knows_start and not own_starts else []
+    known = unknowns.of_peers(own) + common
     chunks = _Chunks(len(unknowns), known)
     since = np.zeros((rounds, network.num_peers), dtype=np.int64)
     shares = np.zeros((rounds, network.num_peers))

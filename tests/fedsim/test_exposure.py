@@ -137,6 +137,42 @@ def test_an_experiment_says_whom_it_exposes() -> None:
     assert exposed_once == {(1, 1), (1, 3)}
 
 
+@pytest.mark.parametrize(
+    ("adversary", "defenses", "shares"),
+    [
+        ('threat = "link-tap", links = [[0, 1]]', "", 2),
+        ('threat = "uplink-tap", links = [[0, 1], [1, 0]]', "", 0),
+        ('threat = "link-tap", links = [[0, 1]]', '[[defenses]]\nname = "tls"', 0),
+    ],
+    ids=["a tap", "one that was never told the start", "one on encrypted links"],
+)
+def test_the_first_round_is_exposed_to_who_knows_the_start_and_can_read(
+    adversary: str, defenses: str, shares: int
+) -> None:
+    found = exposure(
+        parse_experiment(
+            f"""
+            name = "tiny"
+            rounds = 2
+            partition = {{ clients = 6 }}
+            topology = {{ name = "ring" }}
+            protocol = {{ name = "d-psgd" }}
+            adversary = {{ {adversary} }}
+            {defenses}
+            """
+        )
+    )
+
+    assert found.shares[0].sum() == shares
+    assert set(found.distances.tolist()) == {1, 2, 3}
+
+
+def test_small_steps_expose_as_much_as_large_ones() -> None:
+    tiny = parse_experiment(small() + "\n[training]\nlearning_rate = 1e-9")
+
+    assert exposure(tiny).record() == exposure(parse_experiment(small())).record()
+
+
 def test_what_is_not_linear_has_no_map() -> None:
     with pytest.raises(ConfigError, match="under protocol 'gossip' is not linear"):
         exposure(parse_experiment(small("gossip")))
