@@ -235,7 +235,12 @@ class Equations:
             network = WithPhantoms(inner=network, num_peers=self._all.num_peers)
         if protocol.collective:
             return self._collective()
-        lots_known = self.places.links is None and MessageKind.SPARSE_CHANGE not in protocol.kinds
+        # who met whom shows to who hears everything, in rounds in which it does
+        lots_known = (
+            self.places.links is None
+            and MessageKind.SPARSE_CHANGE not in protocol.kinds
+            and all(map(experiment.adversary.listens_in, range(1, experiment.rounds + 1)))
+        )
         if not (protocol.linear or lots_known):
             return self._first_round()
         return coefficients(
