@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from attacks.observation import Tensors
 from clients.local_training import LocalUpdate
 from clients.memory import Memory
 from clients.participant import Participant
 from fedsim.defenses import Defense, Situation, UpdateDefense
 from fedsim.seeds import stream
+from fedsim.wire import BadReply
 
 
 def defend(
@@ -32,6 +35,9 @@ def defend(
         before: The parameters received, by name.
         server_round: The round.
         memory: What the client's defenses remember.
+
+    Raises:
+        BadReply: The update holds what is no number, and defenses would remember it.
     """
     links = {title: one for title, one in chain.items() if isinstance(one, UpdateDefense)}
     if not links:
@@ -41,6 +47,9 @@ def defend(
     tensors = {name: update.tensors[name] for name in before}
     if kind == "weights":
         tensors = {name: after - before[name] for name, after in tensors.items()}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        # raised before anything is remembered: what is left out of this update is sent later
+        raise BadReply("the client's own update holds NaN or infinity: there is nothing to send")
     kept = memory.load(server_round)
     for title, defense in links.items():
         own = kept.setdefault(title, {})

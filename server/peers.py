@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedsim import peer_wire
 from fedsim.config import Experiment
@@ -26,23 +24,18 @@ from fedsim.peers import Federation, federation_of
 from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
 from fedsim.setup import shares_of
-from fedsim.tasks import evaluate
 from fedsim.threat import places_of, threat_of
 from fedsim.views import forget_views
 from fedsim.wire import (
-    BUFFERS,
     CONFIG,
     ROUND,
     RUN_DIRECTORY,
     BadReply,
-    check_tensor,
-    load_state,
     read_training_metrics,
-    shared_buffers,
-    shared_parameters,
 )
 from server import relay_checkpoint
 from server.adversaries.peer_ear import ear_of
+from server.peer_models import Judge, Models
 from server.rounds import find_clients, settled
 
 STEP = f"{MessageType.TRAIN}.{peer_wire.STEP}"
@@ -68,8 +61,8 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
     last = 0
     if resumed is None:
         models = relay.models(0)
-        run.append_round(relay.judged({"round": 0}, models))
-        relay_checkpoint.save(run, 0, relay.average(models), {}, set())
+        run.append_round({"round": 0} | relay.judge.judged(models))
+        relay_checkpoint.save(run, 0, relay.judge.average(models), {}, set())
     else:
         last, relay.late, relay.behind = resumed
     forget_views(run, after=last)  # a round that was begun is played again
@@ -94,9 +87,6 @@ class _Tally:
 
 Inbox = dict[int, list[Addressed]]
 """What waits for a peer, by its number."""
-
-Models = dict[int, tuple[Tensor, dict[str, Tensor]]]
-"""Weights as a vector (D,), and running statistics, by peer."""
 
 
 @dataclass(kw_only=True)
@@ -125,10 +115,7 @@ class Relay:
         self.protocol = self.federation.protocol
         self.network = self.federation.network
         self.peer_of = {node: peer for peer, node in self.node_of.items()}
-        model = self.federation.start(0)
-        self.model = model
-        self.buffers = shared_buffers(model)
-        self.template = self.federation.layout.vector(shared_parameters(model))
+        self.judge = Judge(self.federation)
         chain = build_chain(self.experiment)
         self.reports_loss = not private_clients(chain)
         sizes = [len(share) for share in shares_of(self.experiment, self.federation.task)]
@@ -152,8 +139,8 @@ class Relay:
         record = self._record(tally)
         if number % self.experiment.server.evaluate_every == 0 or number == self.experiment.rounds:
             models = self.models(number)
-            record = self.judged(record, models)
-            average = self.average(models)
+            record |= self.judge.judged(models)
+            average = self.judge.average(models)
         else:
             average = None
         # in this order: killed in between, a resumed run repeats the round and its record counts
@@ -169,10 +156,9 @@ class Relay:
         if not up_to_date:  # all of them stand where the last whole round left them
             return everybody
         for peer in sorted(self.behind):
-            helper = next(
-                (one for one in self._neighbours(peer) if one in up_to_date), up_to_date[0]
-            )
-            self._catch_up(peer, helper, tally)
+            near = [one for one in self._neighbours(peer) if one in up_to_date] or up_to_date
+            # another one in each round, so that none can keep a peer out for good
+            self._catch_up(peer, near[self.round % len(near)], tally)
         return tuple(peer for peer in everybody if peer not in self.behind)
 
     def _catch_up(self, peer: int, helper: int, tally: _Tally) -> None:
@@ -390,7 +376,7 @@ class Relay:
                         one,
                         kinds=self.protocol.kinds,
                         size=self.federation.layout.size,
-                        dtype=self.template.dtype,
+                        dtype=self.federation.dtype,
                     )
                 except BadReply as error:
                     self._note(
@@ -418,56 +404,12 @@ class Relay:
         models: Models = {}
         for peer, answer in answers.items():
             try:
-                vector = check_tensor(
-                    "model",
-                    answer.array_records[peer_wire.MODEL][peer_wire.MODEL],
-                    self.template,
-                )
-                stored = answer.array_records[BUFFERS]
-                buffers = {
-                    name: check_tensor(name, stored[name], template)
-                    for name, template in self.buffers.items()
-                }
-            except (BadReply, KeyError) as error:
-                self._note("update-rejected", f"its model cannot be read: {error}", peer)
-                continue
-            models[peer] = (vector, buffers)
+                models[peer] = self.judge.read(answer)
+            except BadReply as error:
+                self._note("update-rejected", str(error), peer)
         if not models:
             raise RunFailed(f"round {number}: no peer told a sound model; events.jsonl says why")
         return models
-
-    def average(self, models: Models) -> dict[str, Tensor]:
-        """Return the mean of all models, by name, running statistics included."""
-        vectors = torch.stack([vector for vector, _ in models.values()])
-        mean = vectors.double().mean(dim=0).to(vectors.dtype)
-        buffers = {
-            name: torch.stack([own[name] for _, own in models.values()]).double().mean(dim=0)
-            for name in self.buffers
-        }
-        return self.federation.layout.tensors(mean) | {
-            name: tensor.to(self.buffers[name].dtype) for name, tensor in buffers.items()
-        }
-
-    def judged(self, record: Record, models: Models) -> Record:
-        """Return `record` with the accuracy of the mean model and of each peer, and consensus."""
-        accuracy, loss = self._evaluate(self.average(models))
-        vectors = torch.stack([vector for vector, _ in models.values()]).double()
-        apart = (vectors - vectors.mean(dim=0)).square().sum(dim=1).mean().sqrt()
-        own = {
-            peer: self._evaluate(self.federation.layout.tensors(vector) | buffers)[0]
-            for peer, (vector, buffers) in models.items()
-        }
-        return record | {
-            "accuracy": accuracy,
-            "loss": finite(loss),
-            "consensus_distance": finite(float(apart)),
-            "peer_accuracy": [own.get(peer) for peer in self.node_of],
-        }
-
-    def _evaluate(self, state: Mapping[str, Tensor]) -> tuple[float, float]:
-        load_state(self.model, state)
-        data = self.federation.task.data
-        return evaluate(self.model, data.test_inputs, data.test_labels)
 
     def _record(self, tally: _Tally) -> Record:
         losses = [(count, loss) for count, loss in tally.trained.values() if loss is not None]
