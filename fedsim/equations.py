@@ -235,13 +235,7 @@ class Equations:
             network = WithPhantoms(inner=network, num_peers=self._all.num_peers)
         if protocol.collective:
             return self._collective()
-        # who met whom shows to who hears everything, in rounds in which it does
-        lots_known = (
-            self.places.links is None
-            and MessageKind.SPARSE_CHANGE not in protocol.kinds
-            and all(map(experiment.adversary.listens_in, range(1, experiment.rounds + 1)))
-        )
-        if not (protocol.linear or lots_known):
+        if not (protocol.linear or self.lots_known):
             return self._first_round()
         return coefficients(
             protocol,
@@ -252,7 +246,17 @@ class Equations:
             moves_weights=experiment.training.update_kind != "gradient",
             faults=Faults(failed=self.failed, lost=self.lost),
             hears=self.places.hear,
-            lots_known=lots_known,
+            lots_known=self.lots_known,
+        )
+
+    @property
+    def lots_known(self) -> bool:
+        """Whether lots that peers draw show: to who hears everything, in every round."""
+        experiment = self.federation.experiment
+        return (
+            self.places.links is None
+            and MessageKind.SPARSE_CHANGE not in self.federation.protocol.kinds
+            and all(map(experiment.adversary.listens_in, range(1, experiment.rounds + 1)))
         )
 
     def _collective(self) -> Iterator[RoundRows]:

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from attacks.isolation.candidates import may_follow
+from attacks.isolation.last_model import isolate_from_models
 from attacks.isolation.prior import size_of
 from attacks.isolation.sparse import SparseChanges
 from attacks.isolation.updates import Isolated, isolate
@@ -26,6 +27,8 @@ from fedsim.defenses import build_chain, encrypts_links
 from fedsim.equations import Equations, Update
 from fedsim.peers import federation_of
 from fedsim.protocols.choco import Choco
+from fedsim.protocols.gossip import Gossip
+from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.protocols.simulate import row_of
 from fedsim.records import RunDirectory
 from fedsim.threat import threat_of, victims_of
@@ -59,6 +62,7 @@ class Isolator:
         at_link = self.threat.position is Position.LINK
         self.hidden = at_link and encrypts_links(build_chain(experiment))
         self.changes = self._sparse_changes()
+        self.last_said: dict[int, tuple[int, Tensor, list[Tensor]]] = {}
         self.told: set[Update] = set()
         self.rounds_read = 0
         self.ended = False
@@ -111,6 +115,9 @@ class Isolator:
             self._write(found, number)
         for found in self._isolated(self._worth_a_try(number, just_told), WORST, just_told):
             self._write(found, number)
+        for found in self._from_models(number):
+            if (found.peer, found.round) not in self.told:
+                self._write(found, number)
 
     def _worth_a_try(self, number: int, just_told: Collection[Update]) -> list[Update]:
         """Return which updates to ask for after a round: those that are not known to be in vain."""
@@ -147,6 +154,39 @@ class Isolator:
         }
         told = self.changes.take(number, said, rows, heard)
         return [one for one in told if one.peer in self.victims]
+
+    def _from_models(self, number: int) -> list[Isolated]:
+        """Return what the models of victims tell, where it is by lot whom they meet."""
+        if not isinstance(self.federation.protocol, Gossip) or self.equations.lots_known:
+            return []
+        models = [
+            (one.sender, one.receiver, one.parcel.tensors["model"])
+            for view in views_of(self.run, number)
+            for one in view.messages
+            if one.parcel is not None and one.parcel.kind is MessageKind.MODEL
+        ]
+        training = self.experiment.training
+        rate = training.learning_rate if training.update_kind == "gradient" else None
+        start = self.equations.known.get(self.equations.unknowns.start(0))
+        told = []
+        for victim in self.victims:
+            said = next((model for sender, _, model in models if sender == victim), None)
+            if said is None:
+                continue
+            # each is heard once or twice in a round: by the ear of a peer, or of several
+            met = {sender: model for sender, to, model in models if to == victim}
+            since, before, others = self.last_said.get(victim, (0, None, []))
+            told += isolate_from_models(
+                {number: said} if before is None else {since: before, number: said},
+                victim,
+                start=None if start is None else start(),
+                met={since: others},
+                hears_all=False,
+                learning_rate=rate,
+                rounds=number,
+            )[-1:]
+            self.last_said[victim] = (number, said, list(met.values()))
+        return [one for one in told if one.round == number]
 
     def _at_the_end(self) -> None:
         """Guess at peers of whom nothing was told, each in the round that is told best."""
