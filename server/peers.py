@@ -196,10 +196,12 @@ class Relay:
             speaks = hop < num_hops
             contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
             answers = self._ask_in_turn(contents, hop, members, tally)
+            edges = set(self._edges(members))  # who could not speak to a peer was not refused
             refused = {
                 sender
                 for peer, content in answers.items()
                 for sender in self._note_refused(content, tally, peer)
+                if (sender, peer) in edges
             }
             lost = [peer for peer in members if peer not in answers]
             if lost and self.ear is not None:

@@ -221,6 +221,18 @@ def test_the_relay_outlives_what_a_peer_says_that_it_refused(
     assert all(len(one["message"]) < 1000 for one in run.events())
 
 
+def test_a_peer_cannot_have_those_left_out_who_never_speak_to_it(run: RunDirectory) -> None:
+    refusals: list[dict[str, Any]] = [{"refused": [0, 2, 3, 4], "reasons": ["why"] * 4}]
+
+    def lie(content: Any) -> None:
+        refusal = refusals.pop() if refusals else {}  # once: then the ring is closed anew
+        content[CONFIG] = ConfigRecord({**content.config_records[CONFIG], **refusal})
+
+    found = played(experiment("ring-all-reduce"), run, 2, lie)
+
+    assert found[2]["failed"] == [0, 2]
+
+
 @pytest.mark.parametrize(
     "lie",
     [
