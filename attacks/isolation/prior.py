@@ -1,6 +1,6 @@
 """What is taken for granted of updates that cannot be computed, and how it is learned."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,33 +10,38 @@ from torch import Tensor
 from attacks.isolation.unknowns import Unknowns
 
 MOST = 0.999
-"""Correlations that are learned are at most this, so that nothing counts as certain."""
+"""The correlation of peers that is learned is at most this, so that nobody counts as a copy."""
+LEAST = 1e-14
+"""The change between rounds that is learned is at least this: rounding of double precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
     """What is taken for granted of the unknown vectors, per coordinate: Gaussian, of mean zero.
 
-    The correlation of two updates is that of their rounds, `round_correlation` to the power of
-    their distance, times 1 for one peer and `peer_correlation` for two. Starts depend on nothing.
+    The correlation of two updates is that of their rounds, times 1 for one peer and
+    `peer_correlation` for two. Each round an update keeps all but `round_change` of itself, and so
+    much of it is new, by length: of two successive rounds the correlation is
+    sqrt(1 - round_change^2), of later ones a power of that. Starts depend on nothing.
 
     Attributes:
         update_std: Standard deviation of an update, root mean square over coordinates.
         start_std: Of a peer's own start.
-        round_correlation: Of the updates of a peer in successive rounds, 0 to 1.
+        round_change: Of the updates of a peer in successive rounds, 0 to 1; 1 where they have
+            nothing to do with each other.
         peer_correlation: Of the updates of two peers in a round, 0 to 1.
     """
 
     update_std: float = 1.0
     start_std: float = 1.0
-    round_correlation: float = 0.0
+    round_change: float = 1.0
     peer_correlation: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("update_std", "start_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("round_correlation", "peer_correlation"):
+        for name in ("round_change", "peer_correlation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
 
@@ -53,10 +58,11 @@ class Prior:
         """
         starts, num_peers, rounds = unknowns.num_starts, unknowns.num_peers, unknowns.rounds
         updates = rows[:, starts:].reshape(len(rows), rounds, num_peers)
-        rho, gamma = self.round_correlation, self.peer_correlation
+        change, gamma = self.round_change, self.peer_correlation
+        rho = np.sqrt((1 - change) * (1 + change))
         lags = np.arange(rounds)
         in_time = np.tril(rho ** np.abs(lags[:, None] - lags[None, :]).astype(float))
-        in_time[:, 1:] *= np.sqrt(1 - rho**2)
+        in_time[:, 1:] *= change
         # symmetric square root of (1 - gamma) I + gamma 1 1^T
         low, high = np.sqrt(1 - gamma), np.sqrt(1 - gamma + gamma * num_peers)
         mixed = np.einsum("mtk,ts->msk", updates, in_time)
@@ -83,7 +89,7 @@ def learned(updates: Mapping[tuple[int, int], Tensor], start_std: float) -> Prio
     return Prior(
         update_std=max(mean_square**0.5, 1e-30),
         start_std=start_std,
-        round_correlation=_correlation(updates, in_time),
+        round_change=_change(updates, in_time),
         peer_correlation=_correlation(updates, across),
     )
 
@@ -93,15 +99,39 @@ def size_of(vector: Tensor) -> float:
     return float(vector.double().square().mean().sqrt()) if vector.numel() else 0.0
 
 
-def _correlation(
-    updates: Mapping[tuple[int, int], Tensor],
-    pairs: list[tuple[tuple[int, int], tuple[int, int]]],
-) -> float:
+Pairs = Sequence[tuple[tuple[int, int], tuple[int, int]]]
+
+
+def _change(updates: Mapping[tuple[int, int], Tensor], pairs: Pairs) -> float:
+    """Return the sine of pairs of updates of one shape, all pairs together, from LEAST to 1.
+
+    It is computed from differences: a cosine could not tell sines below 1e-8 from each other.
+    """
+    apart = lengths = 0.0
+    for left, right in _fitting(updates, pairs):
+        one, other = float(left.norm()), float(right.norm())
+        apart += (float((left - right).norm()) ** 2 - (one - other) ** 2) / 2
+        lengths += one * other
+    if lengths <= 0:
+        return 1.0
+    missing = min(max(apart / lengths, 0.0), 1.0)  # what the cosine lacks to 1
+    return max(float(np.sqrt(missing * (2 - missing))), LEAST)
+
+
+def _correlation(updates: Mapping[tuple[int, int], Tensor], pairs: Pairs) -> float:
     """Return the cosine of pairs of updates of one shape, all pairs together, from 0 to MOST."""
     dots = lengths = 0.0
+    for left, right in _fitting(updates, pairs):
+        dots += float(torch.dot(left, right))
+        lengths += float(left.norm() * right.norm())
+    return min(max(dots / lengths, 0.0), MOST) if lengths > 0 else 0.0
+
+
+def _fitting(
+    updates: Mapping[tuple[int, int], Tensor], pairs: Pairs
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs that tell of the same coordinates, flat and of double precision."""
     for one, other in pairs:
         left, right = updates[one].double().flatten(), updates[other].double().flatten()
         if left.shape == right.shape:
-            dots += float(torch.dot(left, right))
-            lengths += float(left.norm() * right.norm())
-    return min(max(dots / lengths, 0.0), MOST) if lengths > 0 else 0.0
+            yield left, right

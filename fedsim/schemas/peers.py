@@ -18,6 +18,9 @@ class Isolation(Document):
     """What it was, in the same unit; known to scoring alone."""
     weights_error: Spread | None
     """Relative error of the weights at which attacks took the update to be computed."""
+    mistaken: Count
+    """Updates that the adversary took for certain and that were wrong by far more than it expected:
+    a fault that it could not see changed what was mixed."""
 
 
 class DistanceLeakage(Document):

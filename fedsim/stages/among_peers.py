@@ -14,6 +14,12 @@ from fedsim.stages.spreads import spread
 HOW = ("heard", "exact", "estimated")
 """Ways to get hold of an update, the surest first."""
 
+CERTAIN = frozenset({"heard", "exact"})
+"""Ways that leave no doubt, as far as the adversary knows."""
+WRONG, WRONG_BY = 0.01, 10.0
+"""Of an update that is taken for certain: wrong from this relative error on, if it is that many
+times the error that was expected."""
+
 Update = tuple[int, int]
 """Round and peer."""
 
@@ -66,9 +72,19 @@ def isolation(observations: Sequence[Record], scores: Sequence[Record]) -> list[
                     expected_error=_errors(these, "expected_error"),
                     update_error=_errors(judged, "update_error"),
                     weights_error=_errors(judged, "weights_error"),
+                    mistaken=sum(is_mistaken(one, scored.get(one["id"])) for one in these),
                 )
             )
     return rows
+
+
+def is_mistaken(observation: Record, score: Record | None) -> bool:
+    """Return whether an update that the adversary took for certain was something else."""
+    error = None if score is None else score.get("update_error")
+    if error is None or how_of(observation) not in CERTAIN:
+        return False
+    expected = observation.get("expected_error") or 0.0
+    return bool(error > max(WRONG, WRONG_BY * expected))
 
 
 def _errors(records: Iterable[Record], key: str) -> Spread | None:

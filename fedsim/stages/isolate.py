@@ -36,7 +36,7 @@ from fedsim.views import views_of
 
 WORST = 0.95
 """Guesses of peers that are heard are kept if their expected error is no larger."""
-WORST_FAR = 0.5
+WORST_FAR = 0.8
 """The same of peers that are not heard themselves."""
 
 

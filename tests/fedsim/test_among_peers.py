@@ -101,3 +101,24 @@ def test_errors_of_isolation_stand_beside_what_was_expected() -> None:
     assert round(estimated.expected_error.median, 12) == 0.3
     assert (estimated.update_error.best, estimated.update_error.worst) == (0.1, 0.3)
     assert estimated.weights_error.median == 0.01
+
+
+def test_what_is_taken_for_certain_and_wrong_is_counted() -> None:
+    observations: list[Record] = [
+        {"id": "a", "isolated": "exact", "expected_error": 1e-7},
+        {"id": "b", "isolated": "exact", "expected_error": 1e-7},
+        {"id": "c", "isolated": "exact", "expected_error": 0.1},  # mostly rounding, and it says so
+        {"id": "d", "isolated": "exact", "expected_error": 1e-7},  # of no attack
+        {"id": "e", "isolated": "estimated", "expected_error": 0.1},
+    ]
+    scores: list[Record] = [
+        {"observation": "a", "update_error": 0.4},
+        {"observation": "b", "update_error": 1e-6},
+        {"observation": "c", "update_error": 0.3},
+        {"observation": "e", "update_error": 3.0},
+    ]
+
+    assert {one.how: one.mistaken for one in isolation(observations, scores)} == {
+        "exact": 1,
+        "estimated": 0,
+    }

@@ -24,6 +24,7 @@ from fedsim.models.build import build_model
 from fedsim.peer_wire import HOP
 from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
+from fedsim.stages.among_peers import is_mistaken
 from fedsim.stages.isolate import Isolator
 from fedsim.stages.score import isolation_errors
 from fedsim.truth import unseal, unseal_update
@@ -402,6 +403,19 @@ def test_the_relay_knows_who_did_not_listen(tmp_path: Path) -> None:
 
     assert len(exact) == 4 * 5 - 1
     assert max(one["errors"][0] for one in exact) < 1e-4
+
+
+def test_an_update_that_a_neighbour_takes_for_exact_after_an_unseen_failure_counts_as_mistaken(
+    tmp_path: Path,
+) -> None:
+    covered = 'threat = "curious-neighbour", peers = [0]'
+    tiny = experiment('name = "d-psgd"', covered, topology=COMPLETE, num_peers=4, rounds=4)
+    exact = crashed(tiny, tmp_path, (2, 1, 2))  # it spoke, and did not listen
+
+    wrong = [one for one in exact if is_mistaken(one, {"update_error": one["errors"][0]})]
+
+    assert [(one["sender"], one["round"]) for one in wrong] == [("client-2", 3)]
+    assert all(one["errors"][0] < 1e-4 for one in exact if one not in wrong)
 
 
 def test_a_ring_that_lost_a_member_tells_as_much_as_the_ring_that_is_left(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attacks.isolation.linear import Problem, Reading
-from attacks.isolation.prior import Prior, learned
+from attacks.isolation.prior import LEAST, Prior, learned
 from attacks.isolation.unknowns import Unknowns
 
 
@@ -78,8 +78,8 @@ def test_an_exact_reading_gives_the_unknown_whatever_the_others_are() -> None:
     [
         Prior(),
         Prior(update_std=3.0, start_std=0.1),
-        Prior(round_correlation=0.9),
-        Prior(round_correlation=0.7, peer_correlation=0.5),
+        Prior(round_change=0.4),
+        Prior(round_change=0.7, peer_correlation=0.5),
     ],
     ids=["independent", "scaled", "rounds alike", "rounds and peers alike"],
 )
@@ -126,7 +126,7 @@ def test_updates_that_never_change_are_told_by_two_sums() -> None:
         rows=rows,
         known=(0,),
         sizes=np.ones(2),
-        prior=Prior(round_correlation=1.0),
+        prior=Prior(round_change=0.0),
     )
 
     readings = problem.read(np.eye(5)[1:])
@@ -189,7 +189,7 @@ def test_of_multiples_of_one_vector_the_least_noisy_is_read() -> None:
 def test_a_prior_is_learned_from_updates_that_are_known() -> None:
     rng = np.random.default_rng(4)
     unknowns = Unknowns(num_peers=6, rounds=8)
-    truth = Prior(update_std=0.3, round_correlation=0.8, peer_correlation=0.4)
+    truth = Prior(update_std=0.3, round_change=0.6, peer_correlation=0.4)
     factor = truth.factor(unknowns, np.eye(len(unknowns)))
     values = torch.from_numpy(factor @ rng.standard_normal((len(unknowns), 5_000)))
     updates = {
@@ -200,13 +200,30 @@ def test_a_prior_is_learned_from_updates_that_are_known() -> None:
 
     assert found.start_std == 2.0
     assert found.update_std == pytest.approx(0.3, rel=0.05)
-    assert found.round_correlation == pytest.approx(0.8, abs=0.02)
+    assert found.round_change == pytest.approx(0.6, abs=0.02)
     assert found.peer_correlation == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [1e-3, 1e-9, 1e-13])
+def test_changes_far_below_the_rounding_of_a_cosine_are_learned(change: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    first, new = torch.randn(2, 1000, generator=rng, dtype=torch.float64)
+    new -= torch.dot(first, new) / torch.dot(first, first) * first
+    new *= change * first.norm() / new.norm()
+
+    found = learned({(0, 1): first, (0, 2): first + new}, start_std=1.0)
+
+    assert found.round_change == pytest.approx(change, rel=0.02)
+
+
+def test_updates_that_stayed_the_same_to_the_last_bit_still_may_change() -> None:
+    same = torch.ones(5)
+    assert learned({(0, 1): same, (0, 2): same}, start_std=1.0).round_change == LEAST
 
 
 def test_the_covariance_of_a_prior_is_the_one_that_it_states() -> None:
     unknowns = Unknowns(num_peers=3, rounds=4)
-    prior = Prior(update_std=2.0, start_std=5.0, round_correlation=0.6, peer_correlation=0.3)
+    prior = Prior(update_std=2.0, start_std=5.0, round_change=0.8, peer_correlation=0.3)
 
     factor = prior.factor(unknowns, np.eye(len(unknowns)))
     covariance = factor @ factor.T
@@ -229,7 +246,7 @@ def test_rows_of_another_width_are_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("setting", ["update_std", "round_correlation", "peer_correlation"])
+@pytest.mark.parametrize("setting", ["update_std", "round_change", "peer_correlation"])
 def test_priors_that_are_none_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be"):
         Prior(**{setting: -0.1})

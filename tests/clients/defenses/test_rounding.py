@@ -53,6 +53,17 @@ def test_int8_to_the_nearest_level_is_off_by_half_a_unit_at_most(situation: Make
     assert float((found - tensor).abs().max()) <= 0.5001 * unit
 
 
+def test_a_largest_magnitude_of_all_tensors_loses_what_is_small_and_cuts_what_is_large(
+    situation: MakeSituation,
+) -> None:
+    update = {"small": torch.tensor([0.003, -0.003]), "large": torch.tensor([0.5, -9.0])}
+    found = Int8(largest=1.0, rounding="nearest").apply(update, situation())
+    assert not found["small"].any()  # below half of 1 / 127
+    torch.testing.assert_close(found["large"], torch.tensor([64 / 127, -1.0]))
+    with pytest.raises(ValueError, match=r"largest must be .* above 0, got 0"):
+        Int8(largest=0.0)
+
+
 def test_qsgd_sends_whole_levels_of_the_norm_of_each_bucket(situation: MakeSituation) -> None:
     tensor = normal(10, 60) * torch.logspace(-3, 3, 10)[:, None]
     found = QSGD(levels=5, bucket=60).apply({"w": tensor}, situation())["w"]
@@ -87,6 +98,8 @@ def test_a_tensor_of_zeros_stays_zero_and_one_with_nan_does_not_become_numbers(
     [
         Int8(rounding="nearest"),
         Int8(),
+        Int8(largest=6.0),
+        Int8(largest=6.0, rounding="nearest"),
         QSGD(levels=64, bucket=None),
         QSGD(levels=16),
         QSGD(levels=256),
