@@ -5,6 +5,7 @@ the program itself checks: the sections of an experiment, the parameters of what
 capabilities that threat models grant and attacks need. A test fails when a page is behind.
 """
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -78,12 +79,13 @@ def options(family: Mapping[str, str]) -> str:
             if parameter.name not in GIVEN
         ]
         meanings = _all_meanings(factory)
+        made = _made_defaults(factory)
         rows += [
             (
                 f"`{name}`" if parameter is named[0] else "",
                 f"`{parameter.name}`",
                 _values(TypeAdapter(parameter.annotation).json_schema()),
-                _default(parameter.default),
+                _default(made.get(parameter.name, parameter.default)),
                 meanings.get(parameter.name, ""),
             )
             for parameter in named
@@ -92,6 +94,17 @@ def options(family: Mapping[str, str]) -> str:
             without.append(f"`{name}`")
     table = _table(("name", "option", "value", "default", "meaning"), rows)
     return f"{table}\n\nWithout options: {', '.join(without)}." if without else table
+
+
+def _made_defaults(factory: object) -> dict[str, object]:
+    """Return the defaults of a dataclass that are made anew for each object."""
+    if not dataclasses.is_dataclass(factory):
+        return {}
+    return {
+        field.name: field.default_factory()
+        for field in dataclasses.fields(factory)
+        if field.default_factory is not dataclasses.MISSING
+    }
 
 
 def _all_meanings(factory: Callable[..., object]) -> dict[str, str]:

@@ -62,6 +62,13 @@ def test_the_generated_tables_of_a_page_are_up_to_date(page: Path) -> None:
     assert generated(text) == text, "run: python docs/generate.py"
 
 
+def test_a_default_that_is_made_anew_for_each_object_is_written_as_a_user_would() -> None:
+    table = generated("<!-- generated: defense-options -->\n<!-- end -->")
+
+    assert "| `drop` | table | `{}` |" in table
+    assert "factory" not in table
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in EVERY_PAGE if blocks(page, "python")], ids=lambda page: page.name
