@@ -8,7 +8,7 @@ and x where it was sent in the round before, if it knows the copies of all neigh
 both are known, so is the update of that one round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,9 @@ class SparseChanges:
         copies: Of each peer that was heard, (D,).
         models: Of each peer, the weights before its next update, (D,), best guess.
         known: Of each peer, where `models` is exact, (D,) bool.
+        taken: Messages that were taken in, by sender and round.
+        owed: Of each peer that did not listen, whose changes it is still to be told.
+        broken: Peers of which a change got lost for good: their copies stay wrong.
     """
 
     start: Tensor
@@ -39,34 +42,57 @@ class SparseChanges:
     copies: dict[int, Tensor] = field(default_factory=dict)
     models: dict[int, Tensor] = field(default_factory=dict)
     known: dict[int, Tensor] = field(default_factory=dict)
+    taken: set[tuple[int, int]] = field(default_factory=set)
+    owed: dict[int, set[int]] = field(default_factory=dict)
+    broken: set[int] = field(default_factory=set)
 
     def take(
         self,
         server_round: int,
-        changes: Mapping[int, Mapping[str, Tensor]],
+        said: Mapping[tuple[int, int], Mapping[str, Tensor] | None],
         weights: Mapping[int, Mapping[int, float]],
-        heard: Sequence[int],
+        *,
+        deaf: Collection[int] = (),
     ) -> list[Isolated]:
-        """Take in what was said in a round; return what follows of the updates, in order of peer.
+        """Take in what was heard in a round; return what follows of the updates, in order of peer.
 
         Args:
             server_round: From 1; rounds come in order.
-            changes: `values` (n,) and `places` (n,) int64, by sender.
-            weights: By peer, what it gives to each peer that it hears, and to itself.
-            heard: Peers whose messages are heard if they say anything.
+            said: `values` (n,) and `places` (n,) int64, by sender and the round in which it was
+                said, which is an earlier one where it came late; None where nobody could take it.
+            weights: By peer whose messages are heard if it says anything, what it gives to each
+                peer that it hears, and to itself.
+            deaf: Peers that spoke in this round and are known not to have listened.
         """
-        for peer in heard:
+        for peer in weights:
             self.copies.setdefault(peer, self.start.double())
             self.models.setdefault(peer, self.start.double())
             self.known.setdefault(peer, torch.ones(self.start.shape, dtype=torch.bool))
-        for peer, change in changes.items():
+        self.broken |= {peer for (peer, _), change in said.items() if change is None}
+        changes: dict[int, Mapping[str, Tensor]] = {}
+        for (peer, number), change in sorted(said.items(), key=lambda item: item[0]):
+            if change is None or (peer, number) in self.taken:
+                continue
+            self.taken.add((peer, number))
             copy = self.copies[peer].clone()
             copy[change["places"]] += change["values"].double()
             self.copies[peer] = copy
+            if number == server_round:
+                changes[peer] = change
+            else:  # whoever was told in time has moved by it since, and so has its sender
+                self._forget([other for other in weights if peer in weights[other]])
+        self._forget(self.broken)
         found = [self._told(server_round, peer, changes[peer]) for peer in sorted(changes)]
-        for peer in sorted(changes):
-            self._mix(peer, changes, weights[peer], heard)
+        for peer in sorted(weights):
+            if peer in changes:
+                self._mix(peer, changes, weights, deaf=peer in deaf)
+            if peer not in changes or peer in deaf:
+                self.owed.setdefault(peer, set()).update(set(weights[peer]) & set(changes) - {peer})
         return [one for one in found if one is not None]
+
+    def _forget(self, peers: Collection[int]) -> None:
+        for peer in peers:
+            self.known[peer] = torch.zeros(self.start.shape, dtype=torch.bool)
 
     def _told(self, server_round: int, peer: int, change: Mapping[str, Tensor]) -> Isolated | None:
         sent = torch.zeros(self.start.shape, dtype=torch.bool)
@@ -94,16 +120,22 @@ class SparseChanges:
         self,
         peer: int,
         changes: Mapping[int, Mapping[str, Tensor]],
-        weights: Mapping[int, float],
-        heard: Sequence[int],
+        weights: Mapping[int, Mapping[int, float]],
+        *,
+        deaf: bool,
     ) -> None:
         """Move the model of a peer as it does itself, as far as its neighbours are heard."""
-        others = [other for other in sorted(weights) if other != peer]
+        others = [other for other in sorted(weights[peer]) if other != peer]
         pull = torch.zeros_like(self.copies[peer])
         for other in others:
             if other in changes:
-                pull = pull + weights[other] * (self.copies[other] - self.copies[peer])
+                pull = pull + weights[peer][other] * (self.copies[other] - self.copies[peer])
         sent = torch.zeros(self.start.shape, dtype=torch.bool)
         sent[changes[peer]["places"]] = True
+        if deaf:
+            self.models[peer], self.known[peer] = self.copies[peer], sent
+            return
+        # what it is told late moves it as well, whether its sender speaks in this round or not
+        in_time = self.owed.pop(peer, set()) <= set(changes)
         self.models[peer] = self.copies[peer] + self.gamma * pull
-        self.known[peer] = sent & torch.tensor(set(others) <= set(heard))
+        self.known[peer] = sent & torch.tensor(in_time and set(others) <= set(weights))

@@ -140,19 +140,20 @@ class Isolator:
         """Return what sparse changes of models tell of the updates of victims."""
         if self.changes is None:
             return []
+        views = views_of(self.run, number)
         said = {
-            one.sender: one.parcel.tensors
-            for view in views_of(self.run, number)
+            (one.sender, one.round): None if one.parcel is None else one.parcel.tensors
+            for view in views
             for one in view.messages
-            if one.parcel is not None and one.round == number
         }
         network, hear = self.federation.network, self.equations.places.hear
         heard = sorted({sender for sender, to in network.edges(number) if hear(sender, to)})
         rows = {
             peer: row_of(network.mixing(number)[peer], (*network.senders(number, peer), peer))
-            for peer in said
+            for peer in heard
         }
-        told = self.changes.take(number, said, rows, heard)
+        silent = {peer for view in views for peer in view.silent}
+        told = self.changes.take(number, said, rows, deaf=silent)
         return [one for one in told if one.peer in self.victims]
 
     def _from_models(self, number: int) -> list[Isolated]:
@@ -167,9 +168,9 @@ class Isolator:
         ]
         training = self.experiment.training
         rate = training.learning_rate if training.update_kind == "gradient" else None
-        start = self.equations.known.get(self.equations.unknowns.start(0))
         told = []
         for victim in self.victims:
+            start = self.equations.known.get(self.equations.unknowns.start(victim))
             said = next((model for sender, _, model in models if sender == victim), None)
             if said is None:
                 continue
@@ -236,6 +237,8 @@ class Isolator:
         update = found.peer, found.round
         self.told.add(update)
         layout, weights = self.federation.layout, found.weights
+        if Capability.WEIGHTS not in self.threat.grants:
+            weights = None
         if weights is not None:
             at = self.equations.weights.get(update)
             weights = weights if at is None else weights + self.equations.said(at)

@@ -245,9 +245,14 @@ def test_what_is_forgotten_for_want_of_room_is_old(
     assert all(one["weights"] for one in short.values())
 
 
-def test_a_tap_without_weights_knows_no_start(tmp_path: Path) -> None:
-    found = isolated(experiment('name = "d-psgd"', 'threat = "uplink-tap"'), tmp_path)
+@pytest.mark.parametrize(
+    ("protocol", "links"), [("d-psgd", ""), ("gossip", ", links = [[1, 0], [2, 0]]")]
+)
+def test_a_tap_without_weights_knows_no_start(tmp_path: Path, protocol: str, links: str) -> None:
+    tiny = experiment(f'name = "{protocol}"', 'threat = "uplink-tap"' + links, num_peers=3)
+    found = isolated(parse_experiment(tiny.to_toml(), overrides=["rounds=3"]), tmp_path)
 
+    assert {one for _, one in found} >= {1, 3}
     assert "exact" not in {record["isolated"] for (_, one), record in found.items() if one == 1}
     assert {record["weights"] for record in found.values()} == {None}
 
@@ -395,6 +400,38 @@ def test_from_a_silent_neighbour_it_follows_how_the_others_average(
 
     assert len(exact) == 4 * 3 - 1
     assert max(one["errors"][0] for one in exact) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("adversary", "crashes", "untold"),
+    [
+        (NEIGHBOUR, [(2, 1, 0)], 6),  # what it did not hear comes late
+        (NEIGHBOUR, [(2, 0, 0)], 6),
+        (NEIGHBOUR, [(2, 0, 2), (3, 0, 1)], 3),  # what peer 2 is told late is of peer 1 as well
+        ('threat = "relay"', [(2, 1, 2)], 0),
+    ],
+)
+def test_what_sparse_changes_tell_is_right_where_they_come_late(
+    tmp_path: Path, adversary: str, crashes: list[tuple[int, int, int]], untold: int
+) -> None:
+    whole = 'name = "choco", options = { share = 1.0 }'
+    tiny = experiment(whole, adversary, COMPLETE, num_peers=4, rounds=4)
+    victims = 4 if "relay" in adversary else 3
+    exact = crashed(tiny, tmp_path, *crashes)
+
+    assert max(one["errors"][0] for one in exact) < 1e-5
+    assert max(one["errors"][1] for one in exact) < 1e-6
+    assert len(exact) == 4 * victims - untold
+
+
+def test_whoever_meets_by_lot_and_starts_from_weights_of_its_own_hides_its_first_step(
+    tmp_path: Path,
+) -> None:
+    tiny = parse_experiment(  # the start that peer 0 knows is its own
+        experiment('name = "gossip"', num_peers=3).to_toml(), overrides=["protocol.start='own'"]
+    )
+
+    assert "exact" not in how(isolated(tiny, tmp_path)).values()
 
 
 def test_the_relay_knows_who_did_not_listen(tmp_path: Path) -> None:
