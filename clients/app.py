@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from clients.checking import build_checks, inspect
 from clients.checks.alarm import Alarm, Check
 from clients.defending import defend
+from clients.encrypting import encrypt, encrypt_model, meet, tell_key
 from clients.local_training import local_update
 from clients.meddling import meddle
 from clients.memory import Memory
@@ -17,7 +18,7 @@ from clients.participant import Participant, participant
 from clients.peer import Peer
 from clients.sealing import seal
 from clients.secure_aggregation import SecureClient, dropped
-from fedsim import peer_wire
+from fedsim import peer_wire, sealed_wire
 from fedsim.config import ClientsConfig, Experiment
 from fedsim.defenses import (
     Defense,
@@ -122,19 +123,31 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.train(peer_wire.STEP, mods=[overhear, meddle])
+@app.query(sealed_wire.TELL_KEY)
+def tell_public_key(message: Message, context: Context) -> Message:
+    """Among peers that encrypt what they say: tell a public key."""
+    return tell_key(message, context)
+
+
+@app.query(sealed_wire.MEET)
+def meet_others(message: Message, context: Context) -> Message:
+    """Among peers that encrypt what they say: take the public keys of all."""
+    return meet(message, context)
+
+
+@app.train(peer_wire.STEP, mods=[encrypt, overhear, meddle])
 def step_among_peers(message: Message, context: Context) -> Message:
     """Take a hop of the protocol between peers."""
     return _peer(message, context).step(message)
 
 
-@app.query(peer_wire.REPORT)
+@app.query(peer_wire.REPORT, mods=[encrypt_model])
 def report_model(message: Message, context: Context) -> Message:
     """Tell the simulator the model of this peer."""
     return _peer(message, context).report(message)
 
 
-@app.query(peer_wire.ADOPT, mods=[overhear])
+@app.query(peer_wire.ADOPT, mods=[encrypt, overhear])
 def adopt_model(message: Message, context: Context) -> Message:
     """Begin anew from another peer's model."""
     return _peer(message, context).adopt(message)

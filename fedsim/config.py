@@ -136,6 +136,9 @@ class ProtocolConfig(Section):
     """Settings of the protocol, such as `order`."""
     start: Literal["same", "own"] = "same"
     """Whether peers begin with the same weights, or each with its own."""
+    encrypted: bool = False
+    """Whether peers encrypt what they say for each receiver, so that the relay that carries it, and
+    who taps a link, hear sizes alone."""
 
 
 class ServerConfig(Section):
@@ -178,6 +181,8 @@ class EngineConfig(Section):
     """Where attacks run; auto takes the GPU where there is one."""
     attack_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU that each attack worker holds (ray)."""
+    tls: bool = True
+    """Encrypt what nodes and server say, and let in only nodes with a registered key (deployment)."""
 
 
 class AdversaryConfig(Section):
@@ -325,6 +330,16 @@ class Experiment(Section):
             f"topology.name must be a graph of peers for protocol '{self.protocol.name}', got "
             f"'{SERVER}'; set it to 'ring', or another from `fedsim list topologies`"
         )
+
+    @model_validator(mode="after")
+    def _somebody_to_encrypt_for(self) -> Self:
+        if self.protocol.encrypted and not self.decentralised:
+            raise ValueError(
+                "protocol.encrypted is for peers that train without a server; leave it out, or "
+                "hide updates from the server by the defense 'secure-aggregation', from taps by "
+                "'tls'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

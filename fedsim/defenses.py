@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from attacks.defense import KnownDefense, Untold
 from attacks.observation import Loss, Tensors
+from attacks.threats import Position
 from fedsim.components import build
 from fedsim.config import DefenseConfig, Experiment
 from fedsim.errors import ConfigError
 from fedsim.models.drawing import weights_from
 from fedsim.privacy import Accounted
+from fedsim.threat import threat_of
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy  # attack workers do without Flower
@@ -221,6 +223,15 @@ class Particular(Protocol):
 def encrypts_links(chain: Mapping[str, Defense]) -> bool:
     """Whether who taps a link hears sizes alone: a defense says so by `encrypts_links`."""
     return any(getattr(defense, "encrypts_links", False) for defense in chain.values())
+
+
+def hides_messages(experiment: Experiment) -> bool:
+    """Whether the adversary of a run without a server hears sizes alone, where it listens."""
+    position = threat_of(experiment).position
+    if position is Position.RELAY:
+        return experiment.protocol.encrypted
+    encrypted = experiment.protocol.encrypted or encrypts_links(build_chain(experiment))
+    return position is Position.LINK and encrypted
 
 
 def build_defense(config: DefenseConfig) -> Defense:

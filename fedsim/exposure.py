@@ -14,9 +14,9 @@ import numpy as np
 
 from attacks.isolation.identifiability import ReducedRows
 from attacks.isolation.unknowns import Unknowns
-from attacks.threats import Capability, Position
+from attacks.threats import Capability
 from fedsim.config import Experiment
-from fedsim.defenses import build_chain, encrypts_links
+from fedsim.defenses import hides_messages
 from fedsim.errors import ConfigError
 from fedsim.files import Record
 from fedsim.protocols.build import protocol_of
@@ -96,7 +96,7 @@ def exposure(experiment: Experiment) -> Exposure:
         )
     victims_of(experiment, places.peers)
     threat = threat_of(experiment)
-    hidden = threat.position is Position.LINK and encrypts_links(build_chain(experiment))
+    hidden = hides_messages(experiment)
     rate = Fraction(experiment.training.learning_rate).limit_denominator(LARGEST_DENOMINATOR)
     # what follows from what does not depend on how small a step is, as long as there is one
     rate = max(rate, Fraction(1, LARGEST_DENOMINATOR))

@@ -33,11 +33,20 @@ def digest(tensors: Tensors) -> str:
     return total.hexdigest()
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either what it held before or all of it."""
+def replace_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write `content` so that `path` holds either what it held before or all of it.
+
+    Args:
+        path: Where.
+        content: What.
+        private: Whether its owner alone may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if private:
+            part.unlink(missing_ok=True)  # its mode counts for a file that is made alone
+            part.touch(mode=0o600, exist_ok=False)
         part.write_bytes(content)
         part.replace(path)
     finally:

@@ -5,7 +5,7 @@ are. The relay reads the latter alone: it hands the arrays on without decoding a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -32,6 +32,8 @@ REASONS = "reasons"
 TRAINED = "trained"
 """Whether local training took place in answer to this message."""
 MODEL = "model"
+SEALED = "sealed"
+"""Kind, and name of the bytes, of a parcel that is encrypted for its receiver."""
 
 _PARCEL, _ABOUT = "parcel-", "about-"
 _EARLY = "early-"
@@ -39,6 +41,7 @@ _SENDER, _TO, _KIND = "sender", "to", "kind"
 _CHUNK, _NUM_CHUNKS, _SUMMED = "chunk", "num-chunks", "summed"
 _ROUND, _HOP = "said-in-round", "said-in-hop"
 _TOLD = (_KIND, _CHUNK, _NUM_CHUNKS)
+_UNREAD = "unread"
 
 _NAMES = {
     MessageKind.MODEL: ("model",),
@@ -138,14 +141,21 @@ def put_post(content: RecordDict, place: int, to: Iterable[int], parcel: Parcel)
     )
 
 
+def put_raw(content: RecordDict, place: int, to: Iterable[int], arrays: ArrayRecord) -> None:
+    """Put a parcel that is encrypted into a reply: of it, nothing but its receivers is told."""
+    content[f"{_PARCEL}{place:03d}"] = arrays
+    content[f"{_ABOUT}{place:03d}"] = ConfigRecord({_KIND: SEALED, _TO: list(to)})
+
+
 def about(kind: MessageKind) -> ConfigRecord:
     """Return what is said of a parcel that holds all coordinates, and no sum."""
     return ConfigRecord({_KIND: str(kind), _CHUNK: -1, _NUM_CHUNKS: 1, _SUMMED: []})
 
 
 def take_posts(content: RecordDict) -> None:
-    """Take what a peer says out of its reply."""
-    for name in [name for name in content if name.startswith((_PARCEL, _ABOUT))]:
+    """Take what a peer says out of its reply, or what others said out of a message to it."""
+    prefixes = (_PARCEL, _ABOUT, _EARLY + _PARCEL, _EARLY + _ABOUT)
+    for name in [name for name in content if name.startswith(prefixes)]:
         del content[name]
 
 
@@ -170,16 +180,21 @@ def posts_of(
                 round=server_round,
                 hop=hop,
                 arrays=arrays,
-                about=_plain(about),
+                about=describe(about),
             )
         )
     return said
 
 
-def _plain(about: ConfigRecord) -> ConfigRecord:
+def describe(about: ConfigRecord) -> ConfigRecord:
     """Return what is said of a parcel, without anything that nobody asks for."""
     plain = {key: one for key in _TOLD if isinstance(one := about.get(key), int | str)}
     return ConfigRecord({**plain, _SUMMED: integers(about.get(_SUMMED))})
+
+
+def unread(one: Addressed, why: str) -> Addressed:
+    """Return a parcel that could not be decrypted: who opens it is told why."""
+    return replace(one, about=ConfigRecord({**one.about, _UNREAD: why}))
 
 
 def deliver(content: RecordDict, said: Sequence[Addressed], *, early: bool = False) -> None:
@@ -237,6 +252,8 @@ def open_parcel(
         BadReply: It is of another kind, a tensor is missing, too much, of the wrong form, or not a
             finite number.
     """
+    if _UNREAD in one.about:
+        raise BadReply(str(one.about[_UNREAD]))
     known = {str(kind): kind for kind in kinds}
     if one.kind not in known:
         raise BadReply(f"a message must be one of {sorted(known)}, got '{one.kind}'")

@@ -13,7 +13,7 @@ from typing import cast
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim import peer_wire
+from fedsim import peer_wire, sealed_wire
 from fedsim.config import Experiment
 from fedsim.defenses import build_chain, private_clients
 from fedsim.errors import RunFailed
@@ -41,6 +41,8 @@ from server.rounds import find_clients, settled
 STEP = f"{MessageType.TRAIN}.{peer_wire.STEP}"
 REPORT = f"{MessageType.QUERY}.{peer_wire.REPORT}"
 ADOPT = f"{MessageType.QUERY}.{peer_wire.ADOPT}"
+TELL_KEY = f"{MessageType.QUERY}.{sealed_wire.TELL_KEY}"
+MEET = f"{MessageType.QUERY}.{sealed_wire.MEET}"
 
 _MOST_REFUSED = 2
 """Times the number of peers: as many refusals of one peer in one hop are recorded."""
@@ -124,6 +126,8 @@ class Relay:
         self.ear = ear_of(self.federation, self.run)
         active = threat_of(self.experiment).active
         self.rushing = places_of(self.experiment).peers if active else ()
+        self.encrypted = self.experiment.protocol.encrypted
+        self.strangers = set(self.node_of) if self.encrypted else set()
 
     # a round
 
@@ -131,6 +135,8 @@ class Relay:
         """Run one round and record it."""
         start = time.perf_counter()
         self.round = number
+        if self.strangers:
+            self._introduce()
         tally = _Tally()
         members = self._gather(tally)
         members = self._play(members, tally)
@@ -146,6 +152,19 @@ class Relay:
         # in this order: killed in between, a resumed run repeats the round and its record counts
         self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
         relay_checkpoint.save(self.run, number, average, self.late, self.behind)
+
+    def _introduce(self) -> None:
+        """Hand the public key of every peer to all of them; who misses it is asked again."""
+        keys: dict[int, bytes] = {}
+        content = RecordDict({CONFIG: ConfigRecord({**self._config()})})
+        for peer, answer in self._ask(TELL_KEY, dict.fromkeys(self.node_of, content)).items():
+            try:
+                keys[peer] = sealed_wire.public_of(answer)
+            except BadReply as error:
+                self._note("update-rejected", str(error), peer)
+        sealed_wire.put_roster(content, keys)
+        met = self._ask(MEET, dict.fromkeys(keys, content))
+        self.strangers = set(self.node_of) - set(met)
 
     def _gather(self, tally: _Tally) -> tuple[int, ...]:
         """Return who takes part; one that missed a round of a collective gets a model first."""
@@ -165,14 +184,30 @@ class Relay:
         """Have one peer begin anew from the model of another."""
         # both stand where the round before left them
         before = ConfigRecord({**self._config(), ROUND: self.round - 1})
-        answers = self._ask(REPORT, {helper: RecordDict({CONFIG: before})})
+        asked = ConfigRecord({**before, sealed_wire.FOR: peer}) if self.encrypted else before
+        answers = self._ask(REPORT, {helper: RecordDict({CONFIG: asked})})
         if helper not in answers:
             return
-        model = answers[helper].array_records.get(peer_wire.MODEL)
-        if model is None:
+        said = self._model_for(peer, helper, answers[helper])
+        if said is None:
             self._note("update-rejected", "it does not tell its model", helper)
             return
-        said = Addressed(
+        content = RecordDict({CONFIG: before})
+        deliver(content, [said])
+        self._carry([said], 0, len(self.node_of), tally)
+        if peer in self._ask(ADOPT, {peer: content}):
+            self.behind.discard(peer)
+            self._note("caught-up", f"began anew from the model of peer {helper}", peer)
+
+    def _model_for(self, peer: int, helper: int, answer: RecordDict) -> Addressed | None:
+        """Return the model that a peer tells another; None if it tells none."""
+        if self.encrypted:
+            said = posts_of(answer, sender=helper, server_round=self.round, hop=0, receivers=[peer])
+            return said[0] if said else None
+        model = answer.array_records.get(peer_wire.MODEL)
+        if model is None:
+            return None
+        return Addressed(
             sender=helper,
             to=(peer,),
             round=self.round,
@@ -180,12 +215,6 @@ class Relay:
             arrays=model,
             about=peer_wire.about(MessageKind.MODEL),
         )
-        content = RecordDict({CONFIG: before})
-        deliver(content, [said])
-        self._carry([said], 0, len(self.node_of), tally)
-        if peer in self._ask(ADOPT, {peer: content}):
-            self.behind.discard(peer)
-            self._note("caught-up", f"began anew from the model of peer {helper}", peer)
 
     def _play(self, members: tuple[int, ...], tally: _Tally) -> tuple[int, ...]:
         """Carry out the hops of a round; return who was there until the end."""
@@ -373,6 +402,9 @@ class Relay:
         late: Inbox = {}
         for peer in sorted(set(inbox) - set(answers)):
             for one in inbox[peer]:
+                if self.encrypted:  # nobody but the peer can tell whether it would take it
+                    late.setdefault(peer, []).append(one)
+                    continue
                 try:
                     open_parcel(
                         one,

@@ -23,7 +23,7 @@ from attacks.isolation.updates import Isolated, isolate
 from attacks.observation import Kind, Observation
 from attacks.threats import Capability, Position
 from fedsim.config import Experiment
-from fedsim.defenses import build_chain, encrypts_links
+from fedsim.defenses import hides_messages
 from fedsim.equations import Equations, Update
 from fedsim.peers import federation_of
 from fedsim.protocols.choco import Choco
@@ -59,8 +59,7 @@ class Isolator:
         self.dtype = self.federation.dtype  # now, and not beside the training: it builds a model
         self.equations = Equations(federation=self.federation, run=run)
         self.victims = victims_of(experiment, self.equations.places.peers)
-        at_link = self.threat.position is Position.LINK
-        self.hidden = at_link and encrypts_links(build_chain(experiment))
+        self.hidden = hides_messages(experiment)
         self.changes = self._sparse_changes()
         self.last_said: dict[int, tuple[int, Tensor, list[Tensor]]] = {}
         self.told: set[Update] = set()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attacks.threats import RELAY, Position
-from fedsim.defenses import build_chain, encrypts_links
+from fedsim.defenses import hides_messages
 from fedsim.peer_wire import Addressed
 from fedsim.peers import Federation
 from fedsim.records import RunDirectory
@@ -69,5 +69,5 @@ def ear_of(federation: Federation, run: RunDirectory) -> PeerEar | None:
         federation=federation,
         run=run,
         places=places_of(experiment),
-        encrypted=at_link and encrypts_links(build_chain(experiment)),
+        encrypted=hides_messages(experiment),
     )

@@ -69,14 +69,15 @@ def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
 
 @pytest.mark.slow
 @pytest.mark.flwr_runtime
+@pytest.mark.parametrize("encrypted", ["false", "true"])
 def test_peers_in_flowers_own_runtime_come_to_the_bits_of_peers_in_process(
-    run: RunDirectory, tmp_path: Path
+    run: RunDirectory, tmp_path: Path, encrypted: str
 ) -> None:
-    ring = 'topology = { name = "ring" }\nprotocol = { name = "d-psgd" }'
+    ring = 'topology = { name = "ring" }\nprotocol = { name = "d-psgd", encrypted = %s }'
     plain = RunDirectory.create(tmp_path, "plain")
-    InProcess(tiny(ring), plain).train()
+    InProcess(tiny(ring % "false"), plain).train()
 
-    FlowerSimulation(tiny(ring), run).train()
+    FlowerSimulation(tiny(ring % encrypted), run).train()
 
     assert run.events() == []
     assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])

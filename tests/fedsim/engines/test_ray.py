@@ -121,7 +121,9 @@ def test_one_experiment_gives_the_same_bits_in_process_and_on_any_number_of_work
     assert ray.is_initialized()  # a cluster that was there before is left running
 
 
-def peers(engine: str, protocol: str, adversary: str = "") -> Experiment:
+def peers(
+    engine: str, protocol: str, adversary: str = "", *, encrypted: bool = False
+) -> Experiment:
     return parse_experiment(
         f"""
         name = "tiny"
@@ -131,7 +133,7 @@ def peers(engine: str, protocol: str, adversary: str = "") -> Experiment:
         engine = {{ name = "{engine}", workers = 2 }}
         training = {{ batch_size = 4 }}
         topology = {{ name = "ring" }}
-        protocol = {{ name = "{protocol}" }}
+        protocol = {{ name = "{protocol}", encrypted = {str(encrypted).lower()} }}
         adversary = {{ {adversary} }}
         """
     )
@@ -158,6 +160,21 @@ def test_peers_on_workers_come_to_the_bits_of_peers_in_process(
     for name in remembered:
         theirs, ours = (read_tensors(run.memory / name)[0] for run in (spread, alone))
         assert digest(theirs) == digest(ours)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_peers_that_encrypt_come_to_the_same_bits_on_workers(tmp_path: Path) -> None:
+    alone = RunDirectory.create(tmp_path, "alone")
+    InProcess(peers("in-process", "d-psgd"), alone).train()
+    spread = RunDirectory.create(tmp_path, "spread")
+
+    engine = Ray(peers("ray", "d-psgd", encrypted=True), spread)
+    engine.train()
+    engine.close()
+
+    assert spread.events() == []
+    assert digest(read_tensors(spread.checkpoint)[0]) == digest(read_tensors(alone.checkpoint)[0])
 
 
 @pytest.mark.slow
