@@ -31,6 +31,12 @@ def attack_label(attack: Mapping[str, Any]) -> str:
     return attack.get("label") or str(attack["name"]).replace(":", ".")
 
 
+def in_words(named: Mapping[str, Any]) -> str:
+    """Return a name with its options, as `clip (norm = 1.0)`."""
+    options = ", ".join(f"{key} = {value}" for key, value in named.get("options", {}).items())
+    return f"{named['name']} ({options})" if options else str(named["name"])
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):

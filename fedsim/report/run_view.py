@@ -12,7 +12,7 @@ from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
 from fedsim.report.peers_view import PeersView, peers_view
 from fedsim.report.pictures import Row, Tile
-from fedsim.report.reading import attack_labels, settings
+from fedsim.report.reading import attack_labels, in_words, settings
 from fedsim.report.wording import (
     adversary,
     decibels,
@@ -39,6 +39,11 @@ class RunView:
     def settings(self) -> dict[str, Any]:
         """The experiment, by dotted key."""
         return settings(self.run)
+
+    @cached_property
+    def defenses(self) -> str:
+        """The defenses in force with the settings that the experiment gives them, in words."""
+        return ", then ".join(in_words(one) for one in self.settings.get("defenses", []))
 
     @cached_property
     def rounds(self) -> list[Record]:

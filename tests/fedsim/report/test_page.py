@@ -94,6 +94,15 @@ def test_the_report_says_what_was_found_assumed_and_measured(
     assert len(set(page.charts)) == 4  # wide and narrow, light and dark
 
 
+def test_the_report_says_which_defenses_were_in_force(page: Page, make_run: Make) -> None:
+    chain = 'defenses=[{name="clip",options={norm=2.0}},{name="fp16"}]'
+
+    defended = page_of(make_run(MadeRun(overrides=[chain])))
+
+    assert "No defense was in force." in page.text
+    assert "Defense in force: clip (norm = 2.0), then fp16." in defended.text
+
+
 def test_the_page_stands_alone_and_runs_nothing(page: Page) -> None:
     (policy,) = [one["content"] for one in page.all("meta") if "http-equiv" in one]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
