@@ -87,14 +87,16 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
 
 
 def _headline(runs: Sequence[Compared]) -> str:
-    best = [row for one in runs if (row := one.view.strongest) is not None]
-    accuracies = [a for one in runs if (a := one.view.utility.accuracy) is not None]
+    attacked = [one.view for one in runs if one.view.strongest is not None]
+    best = [row for view in attacked if (row := view.strongest) is not None]
+    accuracies = [a for view in attacked if (a := view.utility.accuracy) is not None]
     if not best:
         return f"{count(len(runs), 'run')} side by side; none has attacked images."
     rates = [row.success_rate or 0.0 for row in best]
     found = f"the strongest attack of each recovered {_range(rates, percent)} of the private images"
     at = f", at an accuracy of {_range(accuracies, percent)}" if accuracies else ""
-    return f"In {count(len(runs), 'run')}, {found}{at}."
+    all_of = "" if len(best) == len(runs) else f"{len(best)} of "
+    return f"In {all_of}{count(len(runs), 'run')}, {found}{at}."
 
 
 def _range(values: Sequence[float], say: Callable[[float], str]) -> str:

@@ -54,6 +54,16 @@ def test_every_run_and_attack_has_a_row_and_every_run_a_gallery(
     assert len(page.all("img")) == 3 * 4 + 2
 
 
+def test_the_headline_speaks_of_the_runs_that_attacked_images(
+    make_run: Make, tmp_path: Path
+) -> None:
+    runs = [make_run(MadeRun(rounds=1)), make_run(MadeRun(rounds=1, attacks=()))]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    assert "In 1 of 2 runs, the strongest attack of each recovered" in page.text
+
+
 def test_an_oracle_is_marked_beside_the_attack_that_is_one(make_run: Make, tmp_path: Path) -> None:
     runs = [make_run(MadeRun(rounds=1)), make_run(MadeRun(rounds=1, grants='"labels"'))]
 
