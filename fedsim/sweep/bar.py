@@ -7,7 +7,7 @@ from fedsim.sweep.driver import SweepProgress
 
 
 class SweepBar:
-    """Draws a sweep's progress in place; a context manager.
+    """Draws a sweep's progress in place, or in lines where there is no terminal; a context manager.
 
     Args:
         console: Where to draw.
@@ -32,3 +32,5 @@ class SweepBar:
         for outcome in progress.failed[self.said :]:
             self.bar.console.print(f"run {outcome.digest} failed: {outcome.reason}", markup=False)
         self.said = len(progress.failed)
+        if not self.bar.console.is_terminal:
+            self.bar.console.print(f"{progress.ended} of {progress.total} runs ended")
