@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from attacks import ATTACKS
 from attacks.threats import THREATS, Capability
-from fedsim.catalog import CHECKS, load
+from fedsim.catalog import CHECKS, load, summary
 from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.data import DATASETS, PARTITIONERS
 from fedsim.defenses import DEFENSES, Place
@@ -193,7 +193,7 @@ def attack_pages() -> str:
     for name, reference in ATTACKS.items():
         attack = load(reference)
         module = inspect.getdoc(inspect.getmodule(attack)) or ""
-        what = re.sub(r"; see .*", ".", (inspect.getdoc(attack) or "").partition("\n")[0])
+        what = summary(reference)
         paper = _paper(module)
         rows.append((f"[`{name}`](attacks/{name}.md)", what, paper))
     return _table(("attack", "what it does", "after"), rows)

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,6 +75,6 @@ def resolve(name: str, table: Mapping[str, str], family: str) -> Any:
 
 
 def summary(reference: str) -> str:
-    """Return the first line of the docstring behind `reference`."""
+    """Return the first line of the docstring behind `reference`, without "; see ..." at its end."""
     text = inspect.getdoc(load(reference)) or ""
-    return text.partition("\n")[0]
+    return re.sub(r"; see .*", ".", text.partition("\n")[0])

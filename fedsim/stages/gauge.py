@@ -233,8 +233,9 @@ def _applies(name: str, plan: Plan, known: Knowledge) -> Applies:
     """Ask an attack, with its default settings, whether it could be run."""
     attack: Attack = load(ATTACKS[name])()
     if missing := plan.threat.missing(attack.needs):
-        lacks = ", ".join(f"'{capability}'" for capability in missing)
-        return Applies(name=name, applies=False, why=f"needs {lacks}, which is not granted")
+        lacks = " and ".join(f"'{capability}'" for capability in missing)
+        verb = "is" if len(missing) == 1 else "are"
+        return Applies(name=name, applies=False, why=f"needs {lacks}, which {verb} not granted")
     try:
         attack.check(known)
     except AttackFailed as failed:

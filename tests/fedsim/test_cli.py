@@ -135,6 +135,7 @@ def test_every_family_is_listed_with_one_line_each(
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) >= 3
     assert all(len(line.split()) >= 3 for line in lines)  # a name and a sentence
+    assert not any("see the module" in line for line in lines)  # which a user does not have open
 
 
 def test_the_schema_of_an_experiment_explains_its_keys(
