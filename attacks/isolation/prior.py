@@ -1,6 +1,6 @@
 """What is taken for granted of updates that cannot be computed, and how it is learned."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 from attacks.isolation.unknowns import Unknowns
 
 MOST = 0.999
-"""The correlation of peers that is learned is at most this, so that nobody counts as a copy."""
+"""Correlations of peers, and of changes, that are learned are at most this, so that nobody counts
+as a copy, and no change as one that lasts."""
 LEAST = 1e-14
 """The change between rounds that is learned is at least this: rounding of double precision."""
 
@@ -21,7 +22,9 @@ class Prior:
 
     The correlation of two updates is that of their rounds, times 1 for one peer and
     `peer_correlation` for two. Each round an update keeps all but `round_change` of itself, and so
-    much of it is new, by length: of two successive rounds the correlation is
+    much of it is new, by length. What is new in successive rounds has the correlation
+    `change_correlation`: 0 where updates jump about, near 1 where they drift, as gradients of
+    smooth losses do. Without it, the correlation of two successive updates is
     sqrt(1 - round_change^2), of later ones a power of that. Starts depend on nothing.
 
     Attributes:
@@ -29,19 +32,21 @@ class Prior:
         start_std: Of a peer's own start.
         round_change: Of the updates of a peer in successive rounds, 0 to 1; 1 where they have
             nothing to do with each other.
+        change_correlation: Of the changes of a peer's update in successive rounds, 0 to 1.
         peer_correlation: Of the updates of two peers in a round, 0 to 1.
     """
 
     update_std: float = 1.0
     start_std: float = 1.0
     round_change: float = 1.0
+    change_correlation: float = 0.0
     peer_correlation: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("update_std", "start_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("round_change", "peer_correlation"):
+        for name in ("round_change", "change_correlation", "peer_correlation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
 
@@ -58,17 +63,34 @@ class Prior:
         """
         starts, num_peers, rounds = unknowns.num_starts, unknowns.num_peers, unknowns.rounds
         updates = rows[:, starts:].reshape(len(rows), rounds, num_peers)
-        change, gamma = self.round_change, self.peer_correlation
-        rho = np.sqrt((1 - change) * (1 + change))
-        lags = np.arange(rounds)
-        in_time = np.tril(rho ** np.abs(lags[:, None] - lags[None, :]).astype(float))
-        in_time[:, 1:] *= change
+        gamma, in_time = self.peer_correlation, self._in_time(rounds)
         # symmetric square root of (1 - gamma) I + gamma 1 1^T
         low, high = np.sqrt(1 - gamma), np.sqrt(1 - gamma + gamma * num_peers)
         mixed = np.einsum("mtk,ts->msk", updates, in_time)
         mixed = low * mixed + (high - low) * mixed.mean(axis=2, keepdims=True)
         flat = self.update_std * mixed.reshape(len(rows), rounds * num_peers)
         return np.concatenate([self.start_std * rows[:, :starts], flat], axis=1)
+
+    def _in_time(self, rounds: int) -> np.ndarray:
+        """Return F (T, T), where F F^T is the correlation of the updates of a peer over rounds.
+
+        The first column is the update of the first round, each other what is new in one.
+        """
+        change, lasts = self.round_change, self.change_correlation
+        kept = _powers(np.sqrt((1 - change) * (1 + change)), rounds)
+        kept[:, 1:] *= change
+        if lasts:
+            new = _powers(lasts, rounds - 1)
+            new[:, 1:] *= np.sqrt(1 - lasts**2)
+            kept[:, 1:] = kept[:, 1:] @ new
+            kept /= np.linalg.norm(kept, axis=1, keepdims=True)  # of one size in all rounds
+        return kept
+
+
+def _powers(base: float, count: int) -> np.ndarray:
+    """Return base^(i - j) below the diagonal and on it, (count, count)."""
+    lags = np.arange(count)
+    return np.tril(base ** np.abs(lags[:, None] - lags[None, :]).astype(float))
 
 
 def learned(updates: Mapping[tuple[int, int], Tensor], start_std: float) -> Prior:
@@ -90,7 +112,8 @@ def learned(updates: Mapping[tuple[int, int], Tensor], start_std: float) -> Prio
         update_std=max(mean_square**0.5, 1e-30),
         start_std=start_std,
         round_change=_change(updates, in_time),
-        peer_correlation=_correlation(updates, across),
+        change_correlation=_correlation(_changes(updates, in_time)),
+        peer_correlation=_correlation(_fitting(updates, across)),
     )
 
 
@@ -103,28 +126,41 @@ Pairs = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
 
 def _change(updates: Mapping[tuple[int, int], Tensor], pairs: Pairs) -> float:
-    """Return the sine of pairs of updates of one shape, all pairs together, from LEAST to 1.
+    """Return what is new in the second of each pair, all pairs together, from LEAST to 1.
 
-    It is computed from differences: a cosine could not tell sines below 1e-8 from each other.
+    A change of length counts like one of direction, so that updates which shrink are not taken to
+    stay as they are. All is computed from differences: a cosine could not tell changes below 1e-8
+    from each other.
     """
     apart = lengths = 0.0
     for left, right in _fitting(updates, pairs):
-        one, other = float(left.norm()), float(right.norm())
-        apart += (float((left - right).norm()) ** 2 - (one - other) ** 2) / 2
-        lengths += one * other
+        apart += float((left - right).norm()) ** 2
+        lengths += float(left.norm()) ** 2 + float(right.norm()) ** 2
     if lengths <= 0:
         return 1.0
-    missing = min(max(apart / lengths, 0.0), 1.0)  # what the cosine lacks to 1
+    missing = min(apart / lengths, 1.0)  # what the correlation lacks to 1
     return max(float(np.sqrt(missing * (2 - missing))), LEAST)
 
 
-def _correlation(updates: Mapping[tuple[int, int], Tensor], pairs: Pairs) -> float:
-    """Return the cosine of pairs of updates of one shape, all pairs together, from 0 to MOST."""
+def _correlation(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the cosine of pairs of vectors, all pairs together, from 0 to MOST."""
     dots = lengths = 0.0
-    for left, right in _fitting(updates, pairs):
+    for left, right in pairs:
         dots += float(torch.dot(left, right))
         lengths += float(left.norm() * right.norm())
     return min(max(dots / lengths, 0.0), MOST) if lengths > 0 else 0.0
+
+
+def _changes(
+    updates: Mapping[tuple[int, int], Tensor], pairs: Pairs
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what changed from one update of a peer to the next, and from there to the one after."""
+    after = dict(pairs)
+    for one, later in pairs:
+        if (last := after.get(later)) is not None:
+            triple = [updates[key].double().flatten() for key in (one, later, last)]
+            if len({len(update) for update in triple}) == 1:
+                yield triple[1] - triple[0], triple[2] - triple[1]
 
 
 def _fitting(

@@ -165,7 +165,7 @@ def _learned(
         for column, load in sorted(known.items())
         if column >= unknowns.num_starts
     }
-    first = replace(learned(own, start_std or 1.0), round_change=1.0, peer_correlation=0.0)
+    first = Prior(update_std=learned(own, start_std or 1.0).update_std, start_std=start_std or 1.0)
     some = [replace(one, weights=None) for one in wanted]
     plans = _plans(heard, some, unknowns, known, num_coordinates, first, precision, np.inf, True)
     for part in _in_parts(plans[:LEARNED_FROM], num_coordinates):

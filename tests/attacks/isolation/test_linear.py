@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attacks.isolation.linear import Problem, Reading
-from attacks.isolation.prior import LEAST, Prior, learned
+from attacks.isolation.prior import LEAST, MOST, Prior, learned
 from attacks.isolation.unknowns import Unknowns
 
 
@@ -80,8 +80,9 @@ def test_an_exact_reading_gives_the_unknown_whatever_the_others_are() -> None:
         Prior(update_std=3.0, start_std=0.1),
         Prior(round_change=0.4),
         Prior(round_change=0.7, peer_correlation=0.5),
+        Prior(round_change=0.3, change_correlation=0.9, peer_correlation=0.2),
     ],
-    ids=["independent", "scaled", "rounds alike", "rounds and peers alike"],
+    ids=["independent", "scaled", "rounds alike", "rounds and peers alike", "drift"],
 )
 def test_estimates_err_as_much_as_predicted_on_gaussian_unknowns(prior: Prior) -> None:
     rng = np.random.default_rng(2)
@@ -201,6 +202,7 @@ def test_a_prior_is_learned_from_updates_that_are_known() -> None:
     assert found.start_std == 2.0
     assert found.update_std == pytest.approx(0.3, rel=0.05)
     assert found.round_change == pytest.approx(0.6, abs=0.02)
+    assert found.change_correlation == 0.0
     assert found.peer_correlation == pytest.approx(0.4, abs=0.02)
 
 
@@ -219,6 +221,40 @@ def test_changes_far_below_the_rounding_of_a_cosine_are_learned(change: float) -
 def test_updates_that_stayed_the_same_to_the_last_bit_still_may_change() -> None:
     same = torch.ones(5)
     assert learned({(0, 1): same, (0, 2): same}, start_std=1.0).round_change == LEAST
+
+
+def test_updates_that_shrink_do_not_stay_the_same() -> None:
+    first = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+
+    found = learned({(0, 1): first, (0, 2): 0.9 * first}, start_std=1.0)
+
+    assert found.round_change == pytest.approx((1 - (1.8 / 1.81) ** 2) ** 0.5)
+
+
+def test_whether_updates_drift_or_jump_is_learned_from_three_in_a_row() -> None:
+    rng = torch.Generator().manual_seed(0)
+    start, drift = torch.randn(2, 1000, generator=rng, dtype=torch.float64)
+    jumps = torch.randn(5, 1000, generator=rng, dtype=torch.float64)
+    drifting = {(0, number): start + 1e-9 * number * drift for number in range(1, 6)}
+    jumping = {(0, number + 1): start + 1e-9 * jumps[number] for number in range(5)}
+    two_of_each = {(peer, number): jumps[number + 2 * peer] for peer in (0, 1) for number in (1, 2)}
+
+    learnt = [learned(one, start_std=1.0) for one in (drifting, jumping, two_of_each)]
+
+    assert [one.change_correlation for one in learnt] == [MOST, 0.0, 0.0]
+
+
+def test_updates_that_drift_have_one_size_and_changes_that_resemble_each_other() -> None:
+    unknowns = Unknowns(num_peers=1, rounds=12)
+    prior = Prior(update_std=2.0, round_change=1e-3, change_correlation=0.8)
+
+    factor = prior.factor(unknowns, np.eye(len(unknowns)))[1:]
+    covariance, changes = factor @ factor.T, np.diff(factor, axis=0)
+
+    assert np.diag(covariance) == pytest.approx(np.full(12, 4.0))
+    assert np.linalg.norm(changes, axis=1) == pytest.approx(np.full(11, 2e-3), rel=0.02)
+    for lag in (1, 2):
+        assert changes[0] @ changes[lag] / 4e-6 == pytest.approx(0.8**lag, rel=0.02)
 
 
 def test_the_covariance_of_a_prior_is_the_one_that_it_states() -> None:
@@ -246,7 +282,9 @@ def test_rows_of_another_width_are_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("setting", ["update_std", "round_change", "peer_correlation"])
+@pytest.mark.parametrize(
+    "setting", ["update_std", "round_change", "change_correlation", "peer_correlation"]
+)
 def test_priors_that_are_none_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be"):
         Prior(**{setting: -0.1})

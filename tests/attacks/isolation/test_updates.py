@@ -341,5 +341,40 @@ def test_estimates_are_better_than_filling_in_ones_own_model_for_peers_that_are_
     assert np.mean(ours) <= np.mean(filled)
 
 
+@pytest.mark.parametrize("learning_rate", [0.1, 0.01])
+def test_the_errors_to_expect_of_updates_that_drift_are_no_promises_that_fail(
+    learning_rate: float,
+) -> None:
+    errors, expected = [], []
+    for seed in range(3):
+        seen = Listener(
+            protocol=DecentralisedPSGD(), network=ring(8), learning_rate=learning_rate, rounds=10,
+            seed=seed,
+        )  # fmt: skip
+        for (peer, number), one in seen.isolate().items():
+            if peer in (1, 7) and number in (8, 10):
+                errors.append(seen.error(one))
+                expected.append(one.expected_error or 0.0)
+
+    ratio = np.median(errors) / np.median(expected)
+
+    assert 1 / 4 < ratio < 1.2  # at twice the expected error, drift was taken for jumps
+
+
+def test_gradients_that_shrink_are_not_taken_for_ones_that_stay() -> None:
+    def shrinking(peer: int, server_round: int, model: torch.Tensor) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(peer)
+        return torch.randn(model.shape, generator=rng) * 0.9**server_round
+
+    seen = Listener(protocol=DecentralisedPSGD(), network=ring(8), rounds=10, local=shrinking)
+
+    found = seen.isolate(worst_error=2.0)
+
+    guessed = [one for one in found.values() if one.how == "estimated" and one.round <= 5]
+    assert max(seen.error(one) for one in guessed) < 1.2
+    for one in guessed:
+        assert seen.error(one) < 3 * (one.expected_error or 0.0)
+
+
 def _on_own_links(played: PlayedRound) -> list[Said]:
     return [one for one in played.said if 0 in (one.sender, one.receiver)]
