@@ -72,12 +72,20 @@ def rational_mixing(graph: PeerGraph, name: str) -> Weights:
         name: From `fedsim list mixings`, or `package.module:Name` of a rule as those here.
 
     Raises:
-        ConfigError: There is no such rule, or it gives away more than 1 in a row.
+        ConfigError: There is no such rule, it gives away more than 1 in a row, or a weight to what
+            is no link, or one below 0.
     """
     rule: Rule = resolve(name, MIXINGS, "mixing")
     weights = dict(rule(graph))
     own = dict.fromkeys(graph, Fraction(1))
-    for (row, _), weight in weights.items():
+    links = set(_heard(graph))
+    for (row, column), weight in weights.items():
+        if (row, column) not in links or weight < 0:
+            fault = "below 0" if (row, column) in links else "of no link"
+            raise ConfigError(
+                f"mixing '{name}' gives ({row}, {column}) a weight of {weight}, {fault}; a rule "
+                "names links on which the first hears the second, and a peer's own weight follows"
+            )
         own[row] -= weight
     for peer, left in own.items():
         if left < 0:

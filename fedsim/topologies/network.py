@@ -1,5 +1,7 @@
 """Who may speak to whom in each round of an experiment, and with which weights they average."""
 
+import contextlib
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,10 +18,13 @@ from fedsim.seeds import numpy_stream
 from fedsim.topologies import TOPOLOGIES
 from fedsim.topologies.graph import PeerGraph, is_connected, refuse_parts, sound
 from fedsim.topologies.mixing import Weights
+from fedsim.topologies.random_graphs import NotConnected
 from fedsim.topologies.snapshot import Facts, Snapshot
 
 KEPT = 32
 """Rounds with a graph of their own that are remembered, to be asked for again."""
+PATIENCE = 100
+"""Times that a random graph is asked for after round 1: a run that could begin shall not end."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,11 +138,14 @@ class PeerNetwork:
     def snapshot(self, server_round: int) -> Snapshot:
         """Return the graph of a round with all that follows from it."""
         first = self._first_round(server_round)
-        if first not in self._snapshots:
-            while len(self._snapshots) >= KEPT:
-                del self._snapshots[next(iter(self._snapshots))]
-            self._snapshots[first] = Snapshot(self._drawn(first), self.mixing_name)
-        return self._snapshots[first]
+        found = self._snapshots.get(first)
+        if found is None:
+            found = Snapshot(self._drawn(first), self.mixing_name)
+            # training and isolation ask from threads of their own: each step here stands alone
+            for old in list(self._snapshots)[: 1 - KEPT]:
+                self._snapshots.pop(old, None)
+            self._snapshots[first] = found
+        return found
 
     def _first_round(self, server_round: int) -> int:
         """Return the first round with the same graph, as far as that is known beforehand."""
@@ -157,9 +165,7 @@ class PeerNetwork:
             rounds = (server_round,) if self.varies else ()
             given["rng"] = numpy_stream(self.seed, "topology", *rounds)
         try:
-            graph = build(
-                "topology", self.name, TOPOLOGIES, self.num_peers, options=self.options, **given
-            )
+            graph = self._made(given, PATIENCE if server_round > 1 else 1)
         except ConfigError:
             raise
         except (ValueError, nx.NetworkXException) as error:
@@ -171,6 +177,16 @@ class PeerNetwork:
         except ConfigError as error:
             raise ConfigError(f"topology '{self.name}': {error}") from error
         return graph
+
+    def _made(self, given: Mapping[str, Any], chances: int) -> object:
+        """Return what the factory makes, asked again so often while nothing is connected."""
+        make = functools.partial(
+            build, "topology", self.name, TOPOLOGIES, self.num_peers, options=self.options, **given
+        )
+        for _ in range(chances - 1):
+            with contextlib.suppress(NotConnected):
+                return make()
+        return make()
 
     def _must_be_connected(self) -> None:
         """Refuse graphs of their own in each round that do not join all peers in N rounds."""

@@ -14,6 +14,10 @@ TRIES = 100
 """Graphs are drawn so often before it is given up."""
 
 
+class NotConnected(ValueError):
+    """None of the graphs that were drawn was connected."""
+
+
 def watts_strogatz(
     num_peers: int,
     *,
@@ -72,11 +76,16 @@ def random_regular(
         raise ValueError(f"degree must be less than the {num_peers} peers, got {degree}")
     if degree * num_peers % 2:
         raise ValueError(f"degree must be even for an odd number of peers, got {degree}")
-    return connected(
-        lambda seed: nx.random_regular_graph(degree, num_peers, seed=seed),
-        rng,
-        "raise degree; of degree 2, a ring is the connected one",
-    )
+
+    # pairs of almost everybody take for ever to find; the pairs that are missing do not
+    dense = 4 * degree > 3 * num_peers
+    drawn = num_peers - 1 - degree if dense else degree
+
+    def draw(seed: int) -> PeerGraph:
+        graph: PeerGraph = nx.random_regular_graph(drawn, num_peers, seed=seed)
+        return nx.complement(graph) if dense else graph
+
+    return connected(draw, rng, "raise degree; of degree 2, a ring is the connected one")
 
 
 def connected(draw: Callable[[int], PeerGraph], rng: np.random.Generator, remedy: str) -> PeerGraph:
@@ -88,10 +97,10 @@ def connected(draw: Callable[[int], PeerGraph], rng: np.random.Generator, remedy
         remedy: What to do if there is none.
 
     Raises:
-        ValueError: None of `TRIES` graphs is connected.
+        NotConnected: None of `TRIES` graphs is.
     """
     for _ in range(TRIES):
         graph = draw(int(rng.integers(2**63)))
         if nx.is_connected(graph):
             return graph
-    raise ValueError(f"none of {TRIES} graphs drawn was connected; {remedy}")
+    raise NotConnected(f"none of {TRIES} graphs drawn was connected; {remedy}")

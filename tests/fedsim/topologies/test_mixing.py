@@ -145,6 +145,31 @@ def greedy(graph: PeerGraph) -> Weights:
     return {(0, 1): Fraction(3, 2)}
 
 
+def own_as_well(graph: PeerGraph) -> Weights:
+    return {(0, 0): Fraction(1, 2), (0, 1): Fraction(1, 2)}
+
+
+def far(graph: PeerGraph) -> Weights:
+    return {(0, 2): Fraction(1, 2)}
+
+
+def negative(graph: PeerGraph) -> Weights:
+    return {(0, 1): Fraction(-1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("own_as_well", r"gives \(0, 0\) a weight of 1/2, of no link"),
+        ("far", r"gives \(0, 2\) a weight of 1/2, of no link"),
+        ("negative", r"gives \(0, 1\) a weight of -1/2, below 0"),
+    ],
+)
+def test_a_rule_weighs_links_alone_and_not_below_zero(rule: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PeerNetwork(name="ring", num_peers=4, mixing_name=f"{__name__}:{rule}")
+
+
 def test_a_rule_that_is_not_there_or_takes_too_much_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'metropolis'"):
         PeerNetwork(name="ring", num_peers=4, mixing_name="metroplis")

@@ -1,6 +1,8 @@
 """Networks: graphs over rounds, graphs of the user's own, and what a run records of them."""
 
 import pickle
+import sys
+import threading
 
 import networkx as nx
 import numpy as np
@@ -58,6 +60,39 @@ def test_rounds_can_be_asked_for_in_any_order() -> None:
 
     assert [other.links(server_round) for server_round in reversed(rounds)] == forward[::-1]
     assert [one.links(server_round) for server_round in rounds] == forward
+
+
+def test_a_run_that_could_begin_does_not_end_for_want_of_a_connected_graph() -> None:
+    made = PeerNetwork(
+        name="erdos-renyi", num_peers=16, options={"p": 0.09}, resample_every=1, seed=1
+    )  # about one graph in two hundred is connected; a hundred draws often find none
+
+    assert all(made.facts(server_round).connected for server_round in range(1, 40))
+
+
+def test_threads_may_ask_for_rounds_at_the_same_time() -> None:
+    made = PeerNetwork(name="one-peer-exponential", num_peers=4)
+    failed: list[BaseException] = []
+
+    def ask(step: int) -> None:
+        try:
+            for number in range(4000):
+                made.snapshot(1 + number * step % (2 * KEPT - 5))
+        except BaseException as error:
+            failed.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(step,)) for step in (1, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert not failed
 
 
 @pytest.mark.parametrize("name", ["ring", "torus", "one-peer-exponential"])

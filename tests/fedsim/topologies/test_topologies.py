@@ -96,6 +96,13 @@ def test_everybody_on_a_regular_graph_has_as_many_neighbours() -> None:
     assert (found.min_degree, found.max_degree) == (6, 6)
 
 
+@pytest.mark.parametrize(("num_peers", "degree"), [(100, 95), (40, 38), (9, 8), (7, 6)])
+def test_a_regular_graph_may_be_almost_complete(num_peers: int, degree: int) -> None:
+    found = facts("random-regular", num_peers, degree=degree)
+
+    assert (found.min_degree, found.max_degree) == (degree, degree)
+
+
 def test_a_graph_of_probability_one_is_complete() -> None:
     assert network("erdos-renyi", 7, p=1).links(1) == network("complete", 7).links(1)
 
