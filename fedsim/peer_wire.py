@@ -162,7 +162,10 @@ def take_posts(content: RecordDict) -> None:
 def posts_of(
     content: RecordDict, *, sender: int, server_round: int, hop: int, receivers: Iterable[int]
 ) -> list[Addressed]:
-    """Return what a peer said, as the relay hands it on; only what it may say to whom it may."""
+    """Return what a peer said, as the relay hands it on; only what it may say to whom it may.
+
+    A receiver is told one thing by a sender in a hop: of several, the first.
+    """
     allowed = set(receivers)
     said = []
     for name in sorted(content.config_records):
@@ -172,7 +175,8 @@ def posts_of(
         arrays = content.array_records.get(_PARCEL + name.removeprefix(_ABOUT))
         if arrays is None:
             continue
-        to = tuple(peer for peer in integers(about.get(_TO)) if peer in allowed)
+        to = tuple(peer for peer in dict.fromkeys(integers(about.get(_TO))) if peer in allowed)
+        allowed -= set(to)
         said.append(
             Addressed(
                 sender=sender,

@@ -47,7 +47,7 @@ MEET = f"{MessageType.QUERY}.{sealed_wire.MEET}"
 _MOST_REFUSED = 2
 """Times the number of peers: as many refusals of one peer in one hop are recorded."""
 _LONGEST_REASON = 500
-"""Characters of what a peer says of a refusal that are recorded."""
+"""Characters of what is said of a peer, maybe in its own words, that are recorded."""
 
 
 def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
@@ -84,7 +84,6 @@ class _Tally:
     num_bytes: int = 0
     failed: set[int] = field(default_factory=set)
     refused: int = 0
-    restarts: int = 0
 
 
 Inbox = dict[int, list[Addressed]]
@@ -123,6 +122,7 @@ class Relay:
         sizes = [len(share) for share in shares_of(self.experiment, self.federation.task)]
         self.ledger = ledger_of(self.experiment, chain, sizes)
         self.round = 0
+        self.deserted = False
         self.ear = ear_of(self.federation, self.run)
         active = threat_of(self.experiment).active
         self.rushing = places_of(self.experiment).peers if active else ()
@@ -140,7 +140,8 @@ class Relay:
         tally = _Tally()
         members = self._gather(tally)
         members = self._play(members, tally)
-        if self.protocol.collective:
+        self.deserted = not members
+        if self.protocol.collective and members:  # else all stand where they stood before
             self.behind = set(self.node_of) - set(members)
         record = self._record(tally)
         if number % self.experiment.server.evaluate_every == 0 or number == self.experiment.rounds:
@@ -171,14 +172,25 @@ class Relay:
         everybody = tuple(self.node_of)
         if not self.behind:
             return everybody
+        if self.deserted:
+            self._go_on_from_those_behind()
         up_to_date = [peer for peer in everybody if peer not in self.behind]
-        if not up_to_date:  # all of them stand where the last whole round left them
-            return everybody
         for peer in sorted(self.behind):
             near = [one for one in self._neighbours(peer) if one in up_to_date] or up_to_date
             # another one in each round, so that none can keep a peer out for good
             self._catch_up(peer, near[self.round % len(near)], tally)
         return tuple(peer for peer in everybody if peer not in self.behind)
+
+    def _go_on_from_those_behind(self) -> None:
+        """If nobody up to date answers, take one of those behind, who do, to be up to date."""
+        before = RecordDict({CONFIG: ConfigRecord({**self._config(), ROUND: self.round - 1})})
+        gone = [peer for peer in self.node_of if peer not in self.behind]
+        if self._ask(REPORT, dict.fromkeys(gone, before)):
+            return
+        left = self._ask(REPORT, dict.fromkeys(self.behind, before))
+        if left:
+            self._note_restart(gone, len(left))
+            self.behind = set(self.node_of) - {min(left)}
 
     def _catch_up(self, peer: int, helper: int, tally: _Tally) -> None:
         """Have one peer begin anew from the model of another."""
@@ -244,7 +256,6 @@ class Relay:
             if not members:
                 break
             if lost and self.protocol.collective and hop > 0:
-                tally.restarts += 1
                 self._note_restart(lost, len(members))
                 hop, inbox = 1, {}
                 continue
@@ -393,7 +404,7 @@ class Relay:
                 continue
             senders.append(sender)
             tally.refused += 1
-            said = f"refused what it heard from peer {sender}: {str(reason)[:_LONGEST_REASON]}"
+            said = f"refused what it heard from peer {sender}: {reason}"
             self._note("message-refused", said, peer)
         return senders
 
@@ -448,11 +459,11 @@ class Relay:
     def _record(self, tally: _Tally) -> Record:
         losses = [(count, loss) for count, loss in tally.trained.values() if loss is not None]
         total = sum(count for count, _ in losses)
+        # divided first: a product of what peers claim may be beyond any float
+        mean = sum(count / total * loss for count, loss in losses) if losses else None
         record: Record = {
             "round": self.round,
-            "train_loss": (
-                finite(sum(count * loss for count, loss in losses) / total) if total else None
-            ),
+            "train_loss": finite(mean),
             "clients": sorted(tally.trained),
             "failed": sorted(tally.failed),
             "rejected": tally.refused,
@@ -478,7 +489,7 @@ class Relay:
     def _note(self, kind: str, message: str, peer: int) -> None:
         self.run.append_event(
             kind,
-            f"round {self.round}, peer {peer}: {message}",
+            f"round {self.round}, peer {peer}: {message[:_LONGEST_REASON]}",
             round=self.round,
             client=peer,
         )

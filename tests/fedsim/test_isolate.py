@@ -1,13 +1,10 @@
 """From views to updates: exact where they follow from what was heard, guessed where they do not."""
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from attacks.auto import Auto
@@ -18,10 +15,8 @@ from fedsim import equations
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import attack_again, resume, run
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
 from fedsim.files import Record, read_json, replace_json, replace_tensors
 from fedsim.models.build import build_model
-from fedsim.peer_wire import HOP
 from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
 from fedsim.stages.among_peers import is_mistaken
@@ -29,9 +24,8 @@ from fedsim.stages.isolate import Isolator
 from fedsim.stages.score import isolation_errors
 from fedsim.truth import unseal, unseal_update
 from fedsim.views import views_of
-from fedsim.wire import CONFIG, ROUND
-from server.grids import WrappedGrid
 from server.peers import train
+from tests.server.crashing import Crashing
 
 RING = 'name = "ring"'
 COMPLETE = 'name = "complete", mixing = "uniform"'
@@ -356,27 +350,6 @@ def test_gossip_tells_a_neighbour_its_first_round_and_the_relay_every_round(tmp_
     assert how(relay) == {(peer, number): "exact" for peer in range(3) for number in (1, 2)}
     for one in (*neighbour.values(), *relay.values()):
         assert one["errors"][0] < 1e-4
-
-
-class Crashing(WrappedGrid):
-    """A grid on which peers crash in the calls (round, hop, peer)."""
-
-    def __init__(self, inner: Grid, *places: tuple[int, int, int]) -> None:
-        super().__init__(inner)
-        self.places = places
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies: list[Message] = []
-        for message in messages:
-            config = dict(message.content.config_records.get(CONFIG) or {})
-            peer = message.metadata.dst_node_id - FIRST_NODE
-            if (config.get(ROUND), config.get(HOP), peer) in self.places:
-                replies.append(failure(message, CLIENT_FAILED, "it crashed"))
-            else:
-                replies += self.inner.send_and_receive([message], timeout=timeout)
-        return replies
 
 
 def crashed(tiny: Experiment, folder: Path, *places: tuple[int, int, int]) -> list[Record]:

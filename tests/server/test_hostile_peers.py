@@ -309,6 +309,51 @@ def test_defenses_do_not_remember_an_update_that_is_no_number(
         assert all(torch.isfinite(one).all() for one in read_tensors(path)[0].values())
 
 
+def test_what_is_said_to_one_peer_many_times_over_is_heard_once(run: RunDirectory) -> None:
+    def lie(content: Any) -> None:
+        says(to=[0] * 50 + [2] * 50)(content)
+        for place in range(1, 20):
+            content[f"about-{place:03d}"] = content.config_records["about-000"]
+            content[f"parcel-{place:03d}"] = content.array_records["parcel-000"]
+
+    found = played(experiment("push-sum"), run, 0, lie)
+
+    assert [one["messages"] for one in found[1:]] == [10, 10, 10]
+    paths = run.memory.glob("client-*-peer/round-00003.safetensors")
+    masses = [read_tensors(path)[0]["state/mass"] for path in paths]
+    assert float(sum(masses)) == pytest.approx(NUM_PEERS, abs=1e-12)
+
+
+def test_numbers_of_examples_beyond_any_float_do_not_end_the_run(run: RunDirectory) -> None:
+    def lie(content: Any) -> None:
+        content.metric_records["metrics"]["num-examples"] = 1e308
+
+    class Twice(Lying):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                if reply.content.metric_records:
+                    lie(reply.content)
+                yield reply
+
+    tiny = experiment("d-psgd")
+    peers.train(tiny, run, Twice(InProcessGrid(tiny, run, app), 0, lie))
+
+    assert all(0 < one["train_loss"] < 100 for one in run.rounds()[1:])
+
+
+def test_long_words_of_a_peer_are_cut(run: RunDirectory) -> None:
+    def lie(content: Any) -> None:
+        content["x" * 100_000] = content.metric_records["metrics"]
+
+    played(experiment("d-psgd"), run, 0, lie)
+
+    (event,) = run.events()
+    assert event["kind"] == "update-rejected"
+    assert len(event["message"]) < 1000
+
+
 def test_a_tap_that_hears_a_sum_over_strangers_makes_nothing_of_it(run: RunDirectory) -> None:
     tiny = experiment("ring-all-reduce", adversary='threat = "link-tap", links = [[1, 2]]')
     played(tiny, run, 5, says(summed=[0, 1, 2, 3, 99]))

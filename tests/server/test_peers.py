@@ -16,7 +16,7 @@ from clients.local_training import LocalUpdate, local_update
 from fedsim import peer_wire
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
+from fedsim.engines.local import FIRST_NODE
 from fedsim.files import digest, read_tensors
 from fedsim.peers import federation_of
 from fedsim.protocols.simulate import simulate
@@ -25,6 +25,7 @@ from fedsim.setup import shares_of
 from fedsim.wire import CONFIG, load_state, shared_parameters, to_record, to_tensors
 from server import peers, rounds
 from server.grids import WrappedGrid
+from tests.server.crashing import Crashing
 
 
 def experiment(
@@ -111,28 +112,6 @@ class Changed(WrappedGrid):
             if changed is not None:
                 arrived.append(changed)
         return arrived
-
-
-class Crashing(WrappedGrid):
-    """A grid on which peers crash before they do anything, at each (round, hop, peer)."""
-
-    def __init__(self, inner: Grid, *places: tuple[int, int, int]) -> None:
-        super().__init__(inner)
-        self.places = places
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = []
-        for message in messages:
-            peer = message.metadata.dst_node_id - FIRST_NODE
-            if message.metadata.message_type == peers.STEP and (
-                (*when(message), peer) in self.places
-            ):
-                replies.append(failure(message, CLIENT_FAILED, "out of memory"))
-            else:
-                replies.extend(self.inner.send_and_receive([message], timeout=timeout))
-        return replies
 
 
 def played(tiny: Experiment) -> Tensor:
@@ -443,6 +422,38 @@ def test_the_mass_of_push_sum_is_kept_when_a_receiver_fails(run: RunDirectory) -
 
     mass = sum(float(state["mass"]) for state in states(tiny, run))
     assert mass == pytest.approx(5, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "topology"), [("ring-all-reduce", "ring"), ("tree-all-reduce", "tree")]
+)
+def test_a_round_in_which_everybody_is_lost_makes_nobody_up_to_date(
+    run: RunDirectory, protocol: str, topology: str
+) -> None:
+    tiny = experiment(protocol, topology)
+    missed = (1, 0, 3)  # then nobody brings it up to date: all the others fail
+    others = [(2, 0, peer) for peer in (0, 1, 2, 4)]
+    silent = [(1, None, peer) for peer in (0, 1, 2, 4)]
+
+    peers.train(tiny, run, Crashing(grid_of(tiny, run), missed, *others, *silent))
+
+    assert [one["clients"] for one in run.rounds()[1:]] == [[0, 1, 2, 4], [], [0, 1, 2, 3, 4]]
+    found = models(tiny, run)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_those_behind_go_on_if_all_that_were_up_to_date_are_gone(run: RunDirectory) -> None:
+    tiny = experiment("ring-all-reduce", num_peers=3, num_rounds=5)
+    gone = [(number, hop, 2) for number in range(2, 6) for hop in (0, None)]
+    missed = [(1, 0, 0), (1, 0, 1), (1, None, 2)]
+
+    peers.train(tiny, run, Crashing(grid_of(tiny, run), *missed, *gone))
+
+    assert [one["clients"] for one in run.rounds()[1:]] == [[2], [], [0, 1], [0, 1], [0, 1]]
+    (begun,) = [one["message"] for one in run.events() if one["kind"] == "begun-again"]
+    assert "peers 2 were lost; the 2 that are left began again" in begun
+    found = models(tiny, run)
+    assert torch.equal(found[0], found[1])
 
 
 def states(tiny: Experiment, run: RunDirectory) -> Sequence[dict[str, Tensor]]:
