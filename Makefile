@@ -22,6 +22,7 @@ install: $(VENV)/.installed  ## the environment, from pinned versions
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedsim needs Python 3.11 or newer; choose one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installing about 7 GB into $(VENV): some minutes, in which nothing is printed'
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
