@@ -130,6 +130,10 @@ def places_of(experiment: Experiment) -> Places:
         return Places(peers=_own_peers(experiment, threat))
     if scope.links == "all":
         return Places(links=None)
+    if not scope.links:
+        raise ConfigError(
+            "adversary.links must name at least one pair of peers, or be 'all', got none"
+        )
     directions = set(scope.links)
     if scope.threat != UPLINK_TAP.name:  # that one hears what the first of each pair says
         directions |= {(receiver, sender) for sender, receiver in directions}

@@ -50,8 +50,9 @@ def draw(
         colours: Of the page.
     """
     look = {kind: colours[colour_of(place)] for place, kind in enumerate(kinds)}
-    beside = width > 600
-    names = 9 * max(len(strip.label) for strip in strips) * 0.72 + 12 if beside else 0
+    names = 9 * max(len(strip.label) for strip in strips) * 0.72 + 12
+    beside = width > 600 and names < 0.6 * width
+    names = names if beside else 0
     row = _ROW if beside else _ROW + 18
     height = _TOP + row * len(strips) + _FOOT
     left = names + _MISSED

@@ -134,6 +134,7 @@ def test_a_tap_hears_both_directions_of_its_links_or_one() -> None:
         ('threat = "curious-neighbour", victims = [0]', r"none of \[0\] is a peer other"),
         ('threat = "relay", peers = [1]', "adversary.peers is for adversaries that are peers"),
         ('threat = "curious-neighbour", links = [[0, 1]]', "adversary.links is for taps"),
+        ('threat = "link-tap", links = []', "adversary.links must name at least one pair"),
     ],
 )
 def test_an_adversary_that_cannot_sit_there_is_refused(settings: str, said: str) -> None:

@@ -39,3 +39,13 @@ def test_equal_values_lie_beside_each_other() -> None:
     (area,) = figure.axes
     heights = {line.get_ydata()[0] for line in area.lines if line.get_marker() == "o"}  # type: ignore[index]
     assert len(heights) == 4
+
+
+@pytest.mark.parametrize("letters", [80, 300])
+def test_names_for_which_there_is_no_room_stand_above_the_rows(letters: int) -> None:
+    rows = [Strip(label="x" * letters, dots=[(60.0, "heard")], missed=1)]
+
+    figure = draw(rows, {}, kinds=["heard"], titles=("x", "y"), width=960, colours=LIGHT)
+
+    (area,) = figure.axes
+    assert area.get_position().width > 0.3
