@@ -120,10 +120,16 @@ def _product(row: Any, matrix: Any) -> Tensor:
     return total
 
 
-def _integers(value: Tensor) -> Tensor:
-    if value.is_floating_point():
-        raise NotImplementedError("a linear protocol does not add numbers of its own to vectors")
-    return value
+def _negative(vector: Any) -> Tensor:
+    return -_integers(vector)
+
+
+def _integers(value: object) -> Tensor:
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return value
+    if isinstance(value, int) and value == 0:  # with which `sum` begins
+        return torch.tensor(0)
+    raise NotImplementedError("a linear protocol does not add numbers of its own to vectors")
 
 
 _ARITHMETIC: Mapping[str, Callable[..., Tensor]] = {
@@ -134,5 +140,6 @@ _ARITHMETIC: Mapping[str, Callable[..., Tensor]] = {
     "add": _summed,
     "radd": _summed,
     "sub": _less,
+    "neg": _negative,
     "matmul": _product,
 }

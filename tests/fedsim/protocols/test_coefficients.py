@@ -177,6 +177,17 @@ def test_residues_refuse_what_no_linear_protocol_does() -> None:
         rows + torch.ones(1, 3)
 
 
+def test_residues_take_part_in_sums_and_differences() -> None:
+    rows = [residue_units(1, 3, column) for column in range(2)]
+
+    total = sum(rows)
+    assert isinstance(total, Residues)
+    assert total.numpy().tolist() == [[1, 1, 0]]
+    assert (-rows[0]).numpy().tolist() == [[PRIME - 1, 0, 0]]
+    with pytest.raises(NotImplementedError, match="does not add numbers of its own"):
+        rows[0] + 1
+
+
 def _residue_of_any(number: float) -> int:
     """Return the residue of a coefficient, a sum of products of small fractions."""
     fraction = Fraction(float(number)).limit_denominator(10**6)
