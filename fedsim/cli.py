@@ -84,6 +84,27 @@ def run_command(
 
 
 @app.command()
+def deploy(
+    experiment: Annotated[
+        str, typer.Argument(help="An experiment file (TOML), or a shipped name.")
+    ],
+    overrides: Sets = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="SuperNodes, one per client; unset: as the file says.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain HTTP, and nodes without keys.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run on Flower's own processes on this machine: SuperLink, SuperNodes, TLS and keys."""
+    more = ["engine.name=deployment"]
+    more += [] if nodes is None else [f"partition.clients={nodes}"]
+    more += ["engine.tls=false"] if insecure else []
+    run_command(experiment, [*(overrides or ()), *more], None, as_json)
+
+
+@app.command()
 def attack(
     run: RunPath,
     again: Annotated[bool, typer.Option(help="Repeat attacks already made.")] = False,

@@ -1,0 +1,273 @@
+"""What a deployment needs of Flower's private parts, and nothing else of ours touches.
+
+`tests/fedsim/deployment/test_flower_private.py` is the contract test: it fails when a new Flower
+moves any of these.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any, Self
+
+import httpx
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import SubStatus
+from flwr.common.serde import (
+    fab_to_proto,
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from flwr.supernode.runtime.run_clientapp import (
+    pull_task_input,
+    push_message,
+    push_task_output,
+)
+
+from fedsim.deployment.flower_waits import (
+    BUSY_S,
+    hasten_grid,
+    hasten_superlink,
+    hasten_supernode,
+)
+
+CRASHED = 8
+"""Flower's error code for a ClientApp that stopped responding."""
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+def run_superlink(arguments: list[str]) -> None:
+    """Be a SuperLink until ended."""
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    hasten_superlink()
+    sys.argv = ["flower-superlink", *arguments]
+    flower_superlink()
+
+
+def run_supernode(arguments: list[str]) -> None:
+    """Be a SuperNode until ended."""
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    hasten_supernode()
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+def run_server_app(address: str, authority: Path | None, secret: bytes) -> None:
+    """Take the one ServerApp task that a SuperLink has, and carry it out."""
+    from flwr.superlink.runtime.run_serverapp import run_serverapp
+
+    hasten_grid()
+    certificates = None if authority is None else authority.read_bytes()
+    client = _runtime_client(address, certificates, secret, "flwr-serverapp")
+    request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+    while True:
+        with suppress(httpx.TransportError):
+            answer = client.AcquireTask(request)
+            if answer.HasField("task"):
+                break
+        time.sleep(BUSY_S)
+    client.close()
+    run_serverapp(
+        runtime_api_address=address,
+        log_queue=Queue(),
+        token=answer.token,
+        insecure=authority is None,
+        certificates=certificates,
+        runtime_dependency_install=False,
+    )
+
+
+def _runtime_client(
+    address: str, certificates: bytes | None, secret: bytes, name: str, *more: Any
+) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=certificates is None,
+        root_certificates=certificates,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name=name),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}),
+            *more,
+        ],
+    )
+
+
+class _Token:
+    """Shows the token of the task at hand, where there is one."""
+
+    def __init__(self) -> None:
+        self.inner: RuntimeTokenHttpInterceptor | None = None
+
+    def show(self, token: str) -> None:
+        """Show this token from now on; an empty one: none."""
+        self.inner = RuntimeTokenHttpInterceptor(token) if token else None
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """Add the token to a request."""
+        if self.inner is None:
+            return call_next(context)  # type: ignore[no-any-return]
+        return self.inner.intercept(context, call_next)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A message that a ClientApp is to answer."""
+
+    message: Message
+    context: Context
+
+
+class TaskSource:
+    """Where an executor takes tasks from, and brings answers to: the SuperNode's Runtime API.
+
+    Args:
+        address: Of the SuperNode's Runtime API, on this machine.
+        secret: What executors and their SuperNode share.
+    """
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self._token = _Token()
+        self._client = _runtime_client(address, None, secret, "flwr-clientapp", self._token)
+
+    def acquire(self) -> str | None:
+        """Return the token of a task, if there is one; may wait a little for one.
+
+        Raises:
+            httpx.TransportError: Nobody answers at the address.
+        """
+        self._token.show("")
+        answer = self._client.AcquireTask(
+            AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        )
+        return answer.token if answer.HasField("task") else None
+
+    def take(self, token: str) -> Task:
+        """Return the message to answer, and the context to answer it in."""
+        self._token.show(token)
+        message, context, _, _ = pull_task_input(self._client)
+        return Task(message, context)
+
+    def give(self, reply: Message, context: Context | None) -> None:
+        """Bring an answer, and the context as it is now; None leaves it as it was."""
+        about = reply.metadata
+        carrier = context or Context(about.run_id, about.src_node_id, {}, RecordDict(), {})
+        push_message(self._client, reply, carrier)
+        failed = reply.has_error()
+        status = SubStatus.FAILED if failed else SubStatus.COMPLETED
+        push_task_output(self._client, context, status, reply.error.reason or "" if failed else "")
+
+    def beat(self) -> None:
+        """Say that the task goes on; what comes of saying so does not matter."""
+        with suppress(httpx.HTTPError):
+            self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+    def show(self, token: str) -> None:
+        """Speak for this task from now on."""
+        self._token.show(token)
+
+
+def envelope(message: Message) -> bytes:
+    """Return who asked what of whom, without the content, as bytes."""
+    return bytes(message_to_proto(remove_content_from_message(message)).SerializeToString())
+
+
+def open_envelope(data: bytes) -> Message:
+    """Return the message, without its content, that `envelope` wrote."""
+    return message_from_proto(ProtoMessage.FromString(data))
+
+
+def content_to_bytes(content: RecordDict) -> bytes:
+    """Return the content of a message as Flower writes it."""
+    return bytes(recorddict_to_proto(content).SerializeToString(deterministic=True))
+
+
+def content_from_bytes(data: bytes) -> RecordDict:
+    """Return the content that `content_to_bytes` wrote.
+
+    Raises:
+        Exception: They are no such bytes.
+    """
+    return recorddict_from_proto(ProtoRecordDict.FromString(data))
+
+
+# who directs
+
+
+class Control:
+    """Registers nodes at a SuperLink, and starts the run.
+
+    Args:
+        address: Of the SuperLink.
+        authority: Certificate of who signed the SuperLink's; None where it has none.
+    """
+
+    def __init__(self, address: str, authority: Path | None) -> None:
+        self.address = address
+        self.certificates = None if authority is None else authority.read_bytes()
+        self._client = ControlHttpClient.from_server_address(
+            server_address=address,
+            insecure=authority is None,
+            root_certificates=self.certificates,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim")],
+        )
+
+    def register(self, key: ec.EllipticCurvePublicKey) -> int:
+        """Let a node in by its public key; return its id."""
+        request = RegisterNodeRequest(public_key=public_key_to_bytes(key))
+        return int(self._client.RegisterNode(request).node_id)
+
+    def start(self, project: Mapping[str, Any]) -> int:
+        """Start the run of an app that is a project file and nothing else; return its id."""
+        content, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(project).encode()})
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        return int(self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id)
+
+    def declare_lost(self, node_id: int, key: ec.EllipticCurvePrivateKey) -> None:
+        """Say that a node is gone, as it would have said itself; who waits for it need not."""
+        with FleetHttpClient.from_server_address(
+            self.address,
+            self.certificates is None,
+            self.certificates,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+        ) as client:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+
+    def __enter__(self) -> Self:
+        """Return it; its connection ends with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the connection."""
+        self._client.close()

@@ -1,0 +1,110 @@
+"""The parts of a deployment, each started by a function of its own.
+
+The fault harness and the recording proxy start the same parts, one by one.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsim.deployment.certificates import Certificates, write_secret
+from fedsim.deployment.processes import Part, start
+from fedsim.wire import PARTITION
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the parts of one deployment keep their things.
+
+    Attributes:
+        home: Folder for certificates, keys and Flower's own files, which its owner alone may enter.
+        logs: Folder for what the parts say.
+    """
+
+    home: Path
+    logs: Path
+
+    @property
+    def secret(self) -> Path:
+        """What a SuperNode and its executor share, so that nobody else can take its tasks."""
+        path = self.home / "executor.secret"
+        if not path.is_file():
+            write_secret(path, os.urandom(32))
+        return path
+
+
+def start_superlink(site: Site, port: int, certificates: Certificates | None) -> Part:
+    """Start a SuperLink; it lets in who is registered, or, without certificates, everybody."""
+    options = ["--host", HOST, "--port", str(port), "--isolation", "process"]
+    options += ["--superexec-auth-secret-file", str(site.secret)]
+    options += ["--disable-runtime-dependency-installation"]
+    if certificates is None:
+        options += ["--insecure"]
+    else:
+        options += ["--ssl-ca-certfile", str(certificates.authority)]
+        options += ["--ssl-certfile", str(certificates.server)]
+        options += ["--ssl-keyfile", str(certificates.key), "--enable-supernode-auth"]
+    return start(
+        "superlink", "fedsim.deployment.superlink", options, home=site.home, logs=site.logs
+    )
+
+
+def start_supernode(
+    site: Site,
+    number: int,
+    *,
+    of: int,
+    superlink: str,
+    port: int,
+    authority: Path | None,
+    key: Path | None,
+) -> Part:
+    """Start the SuperNode that plays client `number`.
+
+    Args:
+        site: Where things are.
+        number: The client.
+        of: Clients in all.
+        superlink: HOST:PORT where it reaches the SuperLink, or what stands before it.
+        port: Of its own Runtime API, for its executor.
+        authority: Whom it trusts to say who the SuperLink is; None means plain HTTP.
+        key: Its private key; None means that it is let in without one.
+    """
+    options = ["--superlink", superlink, "--host", HOST, "--port", str(port)]
+    options += ["--isolation", "process", "--superexec-auth-secret-file", str(site.secret)]
+    options += ["--node-config", f"{PARTITION}={number} num-partitions={of}"]
+    if authority is None:
+        options += ["--insecure"]
+    else:
+        options += ["--root-certificates", str(authority)]
+    if key is not None:
+        options += ["--auth-supernode-private-key", str(key)]
+    return start(
+        f"supernode-{number}",
+        "fedsim.deployment.supernode",
+        options,
+        home=site.home,
+        logs=site.logs,
+    )
+
+
+def start_executor(site: Site, ports: Sequence[int]) -> Part:
+    """Start what plays the ClientApps of the SuperNodes whose Runtime APIs have these ports."""
+    options = ["--superexec-auth-secret-file", str(site.secret)]
+    options += ["--memory", str(site.home / "executor")]
+    for port in ports:
+        options += ["--supernode", f"{HOST}:{port}"]
+    return start("executor", "fedsim.deployment.executor", options, home=site.home, logs=site.logs)
+
+
+def start_server_app(site: Site, superlink: str, authority: Path | None) -> Part:
+    """Start what carries out the run."""
+    options = ["--superlink", superlink, "--superexec-auth-secret-file", str(site.secret)]
+    if authority is not None:
+        options += ["--root-certificates", str(authority)]
+    return start(
+        "serverapp", "fedsim.deployment.serverapp", options, home=site.home, logs=site.logs
+    )
