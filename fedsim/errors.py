@@ -20,6 +20,10 @@ class RunFailed(FedsimError):
     """The run ended early; what it recorded is kept and usable."""
 
 
+class Damaged(FedsimError, ValueError):
+    """A file is not what fedsim writes: cut short, changed, or made by somebody else."""
+
+
 def trail(error: BaseException, most: int = 8) -> list[str]:
     """Return where an unforeseen error came from, innermost last; without anybody's folders."""
     frames = traceback.extract_tb(error.__traceback__)[-most:]

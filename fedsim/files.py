@@ -3,21 +3,33 @@
 Files appear whole, by renaming; logs (`*.jsonl`) grow by one whole line per write.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from attacks.observation import Tensors
+from fedsim.errors import Damaged, FedsimError
+from fedsim.tensor_files import LARGEST_FILE, check_tensor_file
+
+LARGEST_DOCUMENT = 64 * 2**20
+"""Bytes of one JSON document."""
+LARGEST_LOG = 2**30
+"""Bytes of one log."""
+_LONGEST_NAME = 255
+_UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
+"""What taking a record apart raises that is not as it should be."""
 
 Record = dict[str, Any]
 """One JSON object; `docs/run-directory.md` gives the schema of each."""
@@ -59,9 +71,75 @@ def replace_json(path: Path, record: object) -> None:
 
 
 def read_json(path: Path) -> Record:
-    """Read one JSON object."""
-    record: Record = json.loads(path.read_text())
+    """Read one JSON object.
+
+    Raises:
+        Damaged: It is none, too large, or the file is a link to another.
+        OSError: It cannot be read.
+    """
+    check_plain(path, LARGEST_DOCUMENT)
+    return _object(path.read_bytes(), str(path))
+
+
+def _object(text: bytes, where: str) -> Record:
+    try:
+        record = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{where}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise Damaged(f"{where}: expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def check_plain(path: Path, largest: int) -> None:
+    """Refuse to read what is no plain file, or is larger than anything fedsim writes.
+
+    Raises:
+        Damaged: It is a symbolic link, a device or the like, or too large.
+        OSError: It cannot be read.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise Damaged(f"{path}: not a plain file; a run directory holds no links")
+    if found.st_size > largest:
+        raise Damaged(f"{path}: {found.st_size} bytes are more than {largest}")
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Return the file of that name in a folder; the name may come from a file of strangers.
+
+    Raises:
+        Damaged: The name is none of a file, or leads out of the folder.
+    """
+    if not name or name.startswith(".") or len(name.encode(errors="replace")) > _LONGEST_NAME:
+        raise Damaged(f"{name[:80]!r} is no name of a file in '{folder.name}'")
+    if not name.isprintable() or "/" in name or "\\" in name:
+        raise Damaged(f"{name[:80]!r} is no name of a file in '{folder.name}'")
+    return folder / name
+
+
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn what goes wrong while a record is taken apart into one error that names the file.
+
+    Raises:
+        Damaged: Something was missing, or of another kind.
+    """
+    try:
+        yield
+    except FedsimError:
+        raise
+    except _UNLIKE_OURS as error:
+        raise Damaged(f"{what}: not as fedsim writes it: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def replace_tensors(
@@ -74,11 +152,21 @@ def replace_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read named tensors and the metadata beside them."""
+    """Read named tensors and the metadata beside them.
+
+    Raises:
+        Damaged: It is no such file, or promises more than it holds.
+        OSError: It cannot be read.
+    """
+    check_plain(path, LARGEST_FILE)
+    check_tensor_file(path)
     # safetensors opens files out of Python's sight; a process that is sealed off must see it
     sys.audit("open", str(path), "rb", 0)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise Damaged(f"{path}: {error}") from error
 
 
 def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:
@@ -105,11 +193,27 @@ def append_line(path: Path, record: Record) -> None:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """Read a log of JSON lines; a last line that a kill cut short is left out."""
+    """Read a log of JSON lines; a last line that a kill cut short is left out.
+
+    Raises:
+        Damaged: A line is no JSON object, or the file is too large or a link.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    check_plain(path, LARGEST_LOG)
+    return parse_lines(path.read_bytes(), str(path))
+
+
+def parse_lines(text: bytes, where: str) -> list[Record]:
+    """Return the JSON objects of whole lines.
+
+    Raises:
+        Damaged: A line is none.
+    """
+    lines = text.split(b"\n")[:-1]
+    return [
+        _object(line, f"{where}, line {number}") for number, line in enumerate(lines, 1) if line
+    ]
 
 
 def finite(value: float | None) -> float | None:

@@ -13,7 +13,7 @@ from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.defenses import ModelDefense, altered, build_defense, known_defenses
-from fedsim.files import Record, read_json, read_tensors, replace_json, replace_tensors
+from fedsim.files import Record, read_json, read_tensors, reading, replace_json, replace_tensors
 from fedsim.models.build import build_model
 from fedsim.named_attacks import active_attack, implanted
 from fedsim.records import RunDirectory
@@ -143,10 +143,18 @@ def write_knowledge(run: RunDirectory, record: Record, public_sample: Tensor | N
 
 
 def read_knowledge(run: RunDirectory) -> Knowledge:
-    """Return what the adversary of this run was told."""
-    sample = run.root / "public_sample.safetensors"
-    inputs = read_tensors(sample)[0]["inputs"] if sample.is_file() else None
-    return knowledge_from(read_json(run.root / "knowledge.json"), inputs)
+    """Return what the adversary of this run was told.
+
+    Raises:
+        Damaged: A file is not as `write_knowledge` wrote it.
+        ConfigError: It names a model or a defense that there is not.
+    """
+    sample, record = run.root / "public_sample.safetensors", run.root / "knowledge.json"
+    with reading(sample):
+        inputs = read_tensors(sample)[0]["inputs"] if sample.is_file() else None
+    told = read_json(record)
+    with reading(record):
+        return knowledge_from(told, inputs)
 
 
 def knowledge_about(known: Knowledge, run: RunDirectory, seen: Observation) -> Knowledge:

@@ -7,12 +7,15 @@ from typing import overload
 from torch import Tensor
 
 from attacks.observation import Kind, Observation, Tensors
+from fedsim.checked_records import read_checked
+from fedsim.errors import Damaged
 from fedsim.files import (
     Record,
     digest,
+    file_in,
     finite,
-    read_json,
     read_tensors,
+    reading,
     replace_json,
     replace_tensors,
 )
@@ -61,9 +64,24 @@ def _write_model(folder: Path, part: str, tensors: Tensors) -> str:
 
 
 def read_observation(folder: Path, identity: str) -> Observation:
-    """Read what was heard of one message."""
-    record = read_json(folder / f"{identity}.json")
-    tensors, _ = read_tensors(folder / f"{identity}.safetensors")
+    """Read what was heard of one message.
+
+    Raises:
+        Damaged: A file is not as `write_observation` wrote it.
+        OSError: There is none of this id.
+    """
+    from fedsim.schemas.observations import ObservationRecord  # its package imports this module
+
+    path = file_in(folder, f"{identity}.json")
+    record = read_checked(ObservationRecord, path)
+    if record["id"] != identity:
+        raise Damaged(f"{path}: it says that it is '{record['id'][:80]}'")
+    tensors, _ = read_tensors(path.with_name(f"{identity}.safetensors"))
+    with reading(path):
+        return _observation(folder, record, tensors)
+
+
+def _observation(folder: Path, record: Record, tensors: Tensors) -> Observation:
     parts: dict[str, dict[str, Tensor]] = {"update": {}, "visible": {}, "buffers-after": {}}
     for name, tensor in tensors.items():
         part, _, own = name.partition("/")

@@ -5,7 +5,17 @@ from pathlib import Path
 from torch import Tensor
 
 from attacks.observation import Reconstruction, Snapshot
-from fedsim.files import Record, digest, finite, read_tensors, replace_json, replace_tensors
+from fedsim.checked_records import checked
+from fedsim.files import (
+    Record,
+    digest,
+    file_in,
+    finite,
+    read_tensors,
+    reading,
+    replace_json,
+    replace_tensors,
+)
 
 
 def write_reconstruction(
@@ -55,17 +65,29 @@ def write_reconstruction(
 
 
 def read_reconstruction(folder: Path, record: Record) -> Reconstruction:
-    """Read the guess behind a reconstruction's record; a failed one has no inputs."""
-    stem = f"{record['observation']}--{record['attack']}"
-    path = folder / f"{stem}.safetensors"
+    """Read the guess behind a reconstruction's record; a failed one has no inputs.
+
+    Raises:
+        Damaged: The record, or the file of tensors, is not as `write_reconstruction` wrote it.
+    """
+    from fedsim.schemas.observations import ReconstructionRecord  # its package imports this module
+
+    stem = f"{record.get('observation')}--{record.get('attack')}"
+    path = file_in(folder, f"{stem}.safetensors")
+    record = checked(ReconstructionRecord, record, path.with_suffix(".json"))
+    with reading(path):
+        return _reconstruction(path, record)
+
+
+def _reconstruction(path: Path, record: Record) -> Reconstruction:
     # beside a failure may lie what an earlier attempt, killed half way, wrote first
     whole = record["status"] != "failed" and path.is_file()
     tensors = read_tensors(path)[0] if whole else {}
     return Reconstruction(
         inputs=tensors.get("inputs"),
         labels=tensors.get("labels"),
-        matching_loss=record.get("matching_loss"),
-        steps=record.get("steps", 0),
+        matching_loss=record["matching_loss"],
+        steps=record["steps"],
         seconds=record["seconds"],
         finished=record["status"] == "done",
         certified=tensors.get("certified"),
@@ -77,9 +99,9 @@ def read_reconstruction(folder: Path, record: Record) -> Reconstruction:
                 if one["matching_loss"] is None
                 else one["matching_loss"],
             )
-            for index, one in enumerate(record.get("snapshots", []))
+            for index, one in enumerate(record["snapshots"])
         ),
-        notes=record.get("notes", {}),
+        notes=record["notes"],
     )
 
 

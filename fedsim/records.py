@@ -7,8 +7,10 @@ leaves a directory that can be read, scored, reported and resumed. The layout is
 """
 
 import functools
+import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +21,17 @@ import torch
 from torch import Tensor
 
 from attacks.observation import Observation, Reconstruction, Tensors
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, Damaged
 from fedsim.files import (
     Record,
     append_line,
+    file_in,
     finite,
+    parse_lines,
     read_json,
     read_lines,
     read_tensors,
+    reading,
     replace_bytes,
     replace_json,
     replace_tensors,
@@ -85,11 +90,15 @@ class RunDirectory:
 
         Raises:
             ConfigError: `path` is not a run directory, or of a newer format.
+            Damaged: It holds links, devices or the like, or its environment cannot be read.
         """
         if not (path / "config.toml").is_file():
             raise ConfigError(f"'{path}' is not a run directory: it has no config.toml")
+        _check_plain_tree(path)
         environment = path / "environment.json"
         found = read_json(environment).get("format", FORMAT) if environment.is_file() else FORMAT
+        if not isinstance(found, int):
+            raise Damaged(f"{environment}: 'format' must be a whole number, got {found!r}")
         if found > FORMAT:
             raise ConfigError(
                 f"'{path}' has run directory format {found}, this fedsim reads up to {FORMAT}; "
@@ -157,7 +166,8 @@ class RunDirectory:
 
     def rounds(self) -> list[Record]:
         """Return the rounds so far, in order, one each."""
-        return list({record["round"]: record for record in self._log("rounds")}.values())
+        with reading(self.root / "rounds.jsonl"):
+            return list({record["round"]: record for record in self._log("rounds")}.values())
 
     def size_of_rounds(self) -> int:
         """Return how many bytes of rounds are recorded, as a place to read on from."""
@@ -172,7 +182,7 @@ class RunDirectory:
         with path.open("rb") as file:
             file.seek(place)
             whole, newline, _ = file.read().rpartition(b"\n")
-        records = [json.loads(line) for line in whole.split(b"\n") if line]
+        records = parse_lines(whole + newline, f"{path}, after {place} bytes")
         return records, place + len(whole) + len(newline)
 
     def append_event(self, kind: str, message: str, **details: object) -> None:
@@ -192,8 +202,11 @@ class RunDirectory:
 
     def scores(self) -> list[Record]:
         """Return the newest score of each (observation, attack), in order of round."""
-        newest = {(score["observation"], score["attack"]): score for score in self._log("scores")}
-        return sorted(newest.values(), key=lambda score: (score["round"], score["observation"]))
+        with reading(self.root / "scores.jsonl"):
+            newest = {
+                (score["observation"], score["attack"]): score for score in self._log("scores")
+            }
+            return sorted(newest.values(), key=lambda score: (score["round"], score["observation"]))
 
     def rewrite_log(self, name: str, records: list[Record]) -> None:
         """Replace the log `name` ("rounds", "scores", "events") by these records."""
@@ -238,12 +251,14 @@ class RunDirectory:
     def observation_records(self) -> list[Record]:
         """Return the records of all observations that are wholly there, in order of id."""
         folder = self.root / "observations"
-        return [read_json(path) for path in sorted(folder.glob("*.json"))]
+        return [_named(read_json(path), path, "id") for path in sorted(folder.glob("*.json"))]
 
     def observations_of(self, sender: str, *, last: int) -> list[str]:
         """Return the ids of what was heard of a sender up to the round `last`, in order."""
         folder = self.root / "observations"
-        ids = sorted(path.stem for path in folder.glob(f"round-*-{sender}-to-*.json"))
+        file_in(folder, sender)  # a name, and nothing that leads elsewhere
+        pattern = f"round-*-{glob.escape(sender)}-to-*.json"
+        ids = sorted(path.stem for path in folder.glob(pattern))
         return [one for one in ids if int(one.split("-")[1]) <= last]
 
     def heard_of(self, sender: str, *, last: int) -> Heard:
@@ -263,7 +278,7 @@ class RunDirectory:
             ConfigError: There is no such observation.
         """
         folder = self.root / "observations"
-        if not (folder / f"{identity}.json").is_file():
+        if not file_in(folder, f"{identity}.json").is_file():
             raise ConfigError(f"run '{self.name}' has no observation '{identity}'")
         return read_observation(folder, identity)
 
@@ -289,7 +304,7 @@ class RunDirectory:
             ]
             told = [labels for labels in members if labels is not None]
             return torch.cat(told) if told and len(told) == len(members) else None
-        path = self.root / "oracle" / f"round-{server_round:05d}-{client}.json"
+        path = file_in(self.root / "oracle", f"round-{server_round:05d}-{client}.json")
         return torch.tensor(read_json(path)["labels"]) if path.is_file() else None
 
     # what clients noticed
@@ -319,7 +334,7 @@ class RunDirectory:
 
     def alarms(self, server_round: int, client: str) -> list[Record]:
         """Return what a client noticed in a round."""
-        path = self.root / "alarms" / f"round-{server_round:05d}-{client}.json"
+        path = file_in(self.root / "alarms", f"round-{server_round:05d}-{client}.json")
         return list(read_json(path)["alarms"]) if path.is_file() else []
 
     # reconstructions
@@ -354,7 +369,10 @@ class RunDirectory:
     def reconstruction_records(self) -> list[Record]:
         """Return the records of all reconstructions that are wholly there, in order of name."""
         folder = self.root / "reconstructions"
-        return [read_json(path) for path in sorted(folder.glob("*.json"))]
+        return [
+            _named(read_json(path), path, "observation", "attack")
+            for path in sorted(folder.glob("*.json"))
+        ]
 
     def read_reconstruction(self, record: Record) -> Reconstruction:
         """Read the guess behind a reconstruction's record; a failed one has no inputs."""
@@ -364,3 +382,34 @@ class RunDirectory:
         """Yield every reconstruction with its record."""
         for record in self.reconstruction_records():
             yield record, self.read_reconstruction(record)
+
+
+def _named(record: Record, path: Path, *keys: str) -> Record:
+    """Return a record if it is called as its file is.
+
+    Raises:
+        Damaged: It is not: it would be taken for another.
+    """
+    told = "--".join(str(record.get(key)) for key in keys)
+    if told != path.stem:
+        raise Damaged(f"{path}: it says that it is '{told[:80]}'")
+    return record
+
+
+def _check_plain_tree(root: Path) -> None:
+    """Refuse a folder in which anything is neither a plain file nor a folder.
+
+    Raises:
+        Damaged: There is a symbolic link, a device, a socket or a pipe.
+    """
+    waiting = [os.fspath(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    raise Damaged(
+                        f"{entry.path}: neither a plain file nor a folder; a run directory holds "
+                        "no links, since they may lead anywhere"
+                    )

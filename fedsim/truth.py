@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.observation import Tensors
-from fedsim.files import part_of, read_tensors, replace_tensors
+from fedsim.files import file_in, part_of, read_tensors, reading, replace_tensors
 from fedsim.records import EVERYBODY, RunDirectory
 
 
@@ -38,7 +38,7 @@ def unseal_update(
     run: RunDirectory, server_round: int, client: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
     """Return a peer's update and the weights it was computed at; None if none was sealed."""
-    path = run.root / "truth" / f"round-{server_round:05d}-{client}.safetensors"
+    path = file_in(run.root / "truth", f"round-{server_round:05d}-{client}.safetensors")
     if not path.is_file():
         return None
     tensors, _ = read_tensors(path)
@@ -58,11 +58,12 @@ def unseal(run: RunDirectory, server_round: int, client: str) -> tuple[Tensor, T
             return None
         inputs, labels = zip(*sealed, strict=True)
         return torch.cat(inputs), torch.cat(labels)
-    path = run.root / "truth" / f"round-{server_round:05d}-{client}.safetensors"
+    path = file_in(run.root / "truth", f"round-{server_round:05d}-{client}.safetensors")
     if not path.is_file():
         return None
     tensors, _ = read_tensors(path)
-    return tensors["inputs"], tensors["labels"]
+    with reading(path):
+        return tensors["inputs"], tensors["labels"]
 
 
 def unsealed_before(run: RunDirectory, server_round: int, most: int) -> Tensor | None:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from attacks.observation import Tensors
+from fedsim.checked_records import read_checked
 from fedsim.files import (
     Record,
     digest,
+    file_in,
     part_of,
-    read_json,
     read_tensors,
+    reading,
     replace_json,
     replace_tensors,
 )
@@ -25,6 +27,7 @@ from fedsim.peer_wire import Addressed, open_parcel
 from fedsim.peers import Federation
 from fedsim.protocols.peer_protocol import MessageKind, Parcel
 from fedsim.records import RunDirectory
+from fedsim.schemas.views import ViewRecord
 from fedsim.wire import BadReply
 
 OWN = "own"
@@ -190,9 +193,20 @@ def forget_views(run: RunDirectory, *, after: int) -> None:
 
 
 def read_view(run: RunDirectory, stem: str) -> View:
-    """Return what one ear heard in one hop."""
-    record = read_json(run.views / f"{stem}.json")
-    tensors, _ = read_tensors(run.views / f"{stem}.safetensors")
+    """Return what one ear heard in one hop.
+
+    Raises:
+        Damaged: A file is not as `add_to_view` wrote it.
+        OSError: There is none of this stem.
+    """
+    path = file_in(run.views, f"{stem}.json")
+    record = read_checked(ViewRecord, path)
+    tensors, _ = read_tensors(path.with_suffix(".safetensors"))
+    with reading(path):
+        return _view(record, tensors)
+
+
+def _view(record: Record, tensors: dict[str, Tensor]) -> View:
     parcels: dict[str, Parcel] = {}
     messages = []
     for one in record["messages"]:

@@ -4,12 +4,10 @@ A reply is checked whole (names, shapes, dtypes, finite numbers) before any stra
 stock aggregation dies of one bad reply and swallows NaN.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +21,7 @@ from attacks.words import some_of
 from fedsim.config import Experiment, read_experiment
 from fedsim.errors import FedsimError
 from fedsim.packing import pack, unpack
+from fedsim.plain_arrays import decode
 from fedsim.records import RunDirectory
 
 ARRAYS = "arrays"
@@ -121,17 +120,16 @@ def _pack(tensor: Tensor) -> Array:
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Unpack named tensors; each owns its memory."""
+    """Unpack named tensors; each owns its memory.
+
+    Raises:
+        ValueError: An array is of another form, or its bytes are not what it says that it is.
+    """
     return {name: _decode(array) for name, array in record.items()}
 
 
 def _decode(array: Array) -> Tensor:
-    """Unpack one array; its header is parsed only if it is not the one we would write."""
-    header = _header(array.dtype, tuple(array.shape))
-    if array.stype == "numpy.ndarray" and array.data.startswith(header):
-        plain = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
-        return torch.from_numpy(plain.reshape(array.shape).copy())
-    return torch.from_numpy(np.array(array.numpy()))
+    return torch.from_numpy(decode(array).copy())
 
 
 def _unpack(array: Array, template: Tensor) -> Tensor:
@@ -149,16 +147,6 @@ def _unpack(array: Array, template: Tensor) -> Tensor:
         raise ValueError(f"packed arrays are float32, this one says {array.dtype!r}")
     words = unpack(array.data, template.numel())
     return torch.from_numpy(words.view(np.float32).reshape(template.shape))
-
-
-@lru_cache(maxsize=4096)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return the header of a contiguous array of this form in numpy's own file format."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    )
-    return buffer.getvalue()
 
 
 def num_bytes(content: RecordDict) -> int:

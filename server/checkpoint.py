@@ -6,6 +6,7 @@ of the user's own that remembers anything else does not go on with the same bits
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from attacks.observation import Tensors
 from fedsim.errors import ConfigError
-from fedsim.files import part_of, read_tensors, replace_tensors
+from fedsim.files import part_of, read_tensors, reading, replace_tensors
 from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
 
@@ -37,18 +39,26 @@ def restore(run: RunDirectory, strategy: Strategy) -> tuple[int, ArrayRecord] | 
 
     Raises:
         ConfigError: The checkpoint is of another strategy.
+        Damaged: The file is not as `save` wrote it.
     """
     if not run.checkpoint.is_file():
         return None
     stored, metadata = read_tensors(run.checkpoint)
+    with reading(run.checkpoint):
+        return _restored(run, strategy, stored, metadata)
+
+
+def _restored(
+    run: RunDirectory, strategy: Strategy, stored: Tensors, metadata: Mapping[str, str]
+) -> tuple[int, ArrayRecord]:
     tensors = {name: stored[name] for name in json.loads(metadata["order"])}
     shapes: dict[str, str | list[str]] = json.loads(metadata["strategy"])
     for attribute, shape in shapes.items():
         *path, last = attribute.split(".")
         owner: object = strategy
         for step in path:  # into what the strategy is wrapped around
-            owner = getattr(owner, step, None)
-        if not hasattr(owner, last):
+            owner = vars(owner).get(step)
+        if owner is None or last not in vars(owner):  # never of its class, whatever a file says
             raise ConfigError(
                 f"run '{run.name}' was made with another strategy: its checkpoint has "
                 f"'{attribute}', {type(strategy).__name__} does not"

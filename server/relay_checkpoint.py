@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord
 from torch import Tensor
 
 from attacks.observation import Tensors
-from fedsim.files import Record, part_of, read_tensors, replace_tensors
+from fedsim.files import Record, part_of, read_tensors, reading, replace_tensors
 from fedsim.peer_wire import Addressed
 from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
@@ -60,10 +60,19 @@ def save(
 
 
 def restore(run: RunDirectory) -> tuple[int, Late, set[int]] | None:
-    """Return the last whole round, what waits for whom, and who is behind; None at the start."""
+    """Return the last whole round, what waits for whom, and who is behind; None at the start.
+
+    Raises:
+        Damaged: The file is not as `save` wrote it.
+    """
     if not run.checkpoint.is_file():
         return None
     tensors, metadata = read_tensors(run.checkpoint)
+    with reading(run.checkpoint):
+        return _restored(tensors, metadata)
+
+
+def _restored(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[int, Late, set[int]]:
     late: Late = {}
     for place, waits in enumerate(json.loads(metadata["late"])):
         late.setdefault(waits["receiver"], []).append(

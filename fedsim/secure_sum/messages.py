@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
+from fedsim.plain_arrays import Plain, decode
 from fedsim.secure_sum.coordinator import Revealed
 from fedsim.secure_sum.field import Elements, Layout
 from fedsim.secure_sum.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, PublicKeys
@@ -130,7 +131,7 @@ def read_masked(content: RecordDict, layout: Layout) -> Elements | None:
             f"a masked update must be {layout.length} of uint32 or uint64, got "
             f"{tuple(array.shape)} of {array.dtype}"
         )
-    vector: Elements = array.numpy()
+    vector: Elements = _decoded(array)
     return vector
 
 
@@ -148,13 +149,20 @@ def _rows(content: RecordDict, name: str, width: int) -> dict[int, bytes]:
         raise BadReply(f"'{name}' must be {shape} bytes, got {tuple(data.shape)} of {data.dtype}")
     if len(set(clients)) < len(clients):
         raise BadReply(f"'{name}' names a client twice")
-    return {client: row.tobytes() for client, row in zip(clients, data.numpy(), strict=True)}
+    return {client: row.tobytes() for client, row in zip(clients, _decoded(data), strict=True)}
 
 
 def _integers(array: Array) -> list[int]:
     if array.dtype != "int64" or len(array.shape) != 1:
         raise BadReply(f"clients must be a list of int64, got {array.shape} of {array.dtype}")
-    return [int(one) for one in array.numpy()]
+    return [int(one) for one in _decoded(array)]
+
+
+def _decoded(array: Array) -> Plain:
+    try:
+        return decode(array)
+    except ValueError as error:
+        raise BadReply(f"an array of secure aggregation cannot be decoded: {error}") from error
 
 
 def _array(content: RecordDict, record: str, name: str) -> Array:
