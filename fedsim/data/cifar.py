@@ -1,18 +1,17 @@
 """CIFAR-10 and CIFAR-100, in the published Python format, which is pickle.
 
-Nothing is ever unpickled from disk by pickle's own rules: the reader here builds numpy arrays
-and plain values and refuses everything else, so that a file cannot run code. It also reads
-subsets and other copies; a file without its published checksum is named in a warning.
+Nothing is ever unpickled by pickle's own rules: see `fedsim.data.pickled`. Subsets and other copies
+are read, too; a file without its published checksum is named in a warning.
 """
 
-import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from fedsim.data.files import locate, note_unpublished
 from fedsim.data.images import Array, ImageData, Limit, image_data
+from fedsim.data.pickled import read_pickled_arrays
 from fedsim.errors import FedsimError
 
 
@@ -80,15 +79,22 @@ def _cifar(
         name,
         _read_batches([folder / file for file, _ in source.train_list], label_key),
         _read_batches([folder / file for file, _ in source.test_list], label_key),
-        class_names=read_pickled_arrays(folder / meta[0])[source.meta["key"]],
+        class_names=_class_names(folder / meta[0], source.meta["key"]),
         limit=limit,
     )
+
+
+def _class_names(file: Path, key: str) -> list[str]:
+    names = read_pickled_arrays(file).get(key)
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise FedsimError(f"{file} holds no names of classes; place the published file there")
+    return names
 
 
 def _read_batches(files: list[Path], label_key: str) -> tuple[Array, Array]:
     batches = [read_pickled_arrays(file) for file in files]
     for file, batch in zip(files, batches, strict=True):
-        if {"data", label_key} - batch.keys() or len(batch["data"]) != len(batch[label_key]):
+        if not _is_batch(batch.get("data"), batch.get(label_key)):
             raise FedsimError(
                 f"{file} is not a batch of images and '{label_key}'; place the published file there"
             )
@@ -96,43 +102,13 @@ def _read_batches(files: list[Path], label_key: str) -> tuple[Array, Array]:
     return images, np.concatenate([batch[label_key] for batch in batches])
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # how numpy itself begins to unpickle an array
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds numpy arrays and plain values; nothing else can be named, so nothing else can run."""
-
-    allowed: ClassVar = {
-        ("numpy", "dtype"): np.dtype,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    }
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return the object of that name if it is allowed.
-
-        Raises:
-            UnpicklingError: It is not.
-        """
-        if (module_name, global_name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
-        return self.allowed[module_name, global_name]
-
-
-def read_pickled_arrays(file: Path) -> dict[str, Any]:
-    """Return the dictionary pickled in `file`, if it holds numpy arrays and plain values alone.
-
-    Raises:
-        FedsimError: It holds anything else, or cannot be read.
-    """
-    try:
-        with file.open("rb") as stream:
-            content = _ArraysOnly(stream, encoding="latin1").load()
-    except Exception as error:  # a broken pickle may raise anything
-        raise FedsimError(
-            f"{file} is refused: {error}; only numpy arrays and plain values are read from pickle"
-        ) from error
-    if not isinstance(content, dict):
-        raise FedsimError(f"{file} is refused: expected a dictionary, got {type(content).__name__}")
-    return content
+def _is_batch(images: Any, labels: Any) -> bool:
+    return (
+        isinstance(images, np.ndarray)
+        and images.dtype == np.uint8
+        and images.ndim == 2
+        and images.shape[1] == 3 * 32 * 32
+        and isinstance(labels, list)
+        and len(labels) == len(images)
+        and all(isinstance(one, int) for one in labels)
+    )

@@ -74,7 +74,12 @@ def image_data(
     Raises:
         FedsimError: A label is not the number of a class.
     """
-    for part, (_, labels) in (("training", train), ("test", test)):
+    for part, (images, labels) in (("training", train), ("test", test)):
+        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+            raise FedsimError(
+                f"{name}: the {part} split must have images and a label for each, got "
+                f"{images.shape} and {labels.shape}"
+            )
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise FedsimError(
                 f"{name}: labels of the {part} split must be 0 to {len(class_names) - 1}, "

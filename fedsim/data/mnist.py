@@ -1,13 +1,19 @@
 """MNIST and Fashion-MNIST, in the idx format."""
 
 import gzip
-import shutil
-import tempfile
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedsim.data.files import locate
 from fedsim.data.images import Array, ImageData, Limit, image_data
+from fedsim.errors import FedsimError
+
+LARGEST = 2**28
+"""Bytes of an idx file, unpacked; the largest of these sets has 47 million."""
 
 NAMES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -61,21 +67,41 @@ def _idx_data(
         endings=("", ".gz"),
         download=(lambda to: source(to, download=True)) if download else None,
     )
-    with tempfile.TemporaryDirectory() as scratch:  # torchvision reads unpacked files only
-        for file in files:
-            _unpack(folder / file, Path(scratch) / file)
-        train, test = source(scratch, train=True), source(scratch, train=False)
-    return image_data(name, _arrays(train), _arrays(test), class_names=source.classes, limit=limit)
+    arrays = [read_idx(folder / file) for file in files]
+    for file, array, axes in zip(files, arrays, (3, 1, 3, 1), strict=True):
+        if array.ndim != axes:
+            raise FedsimError(f"{folder / file}: expected {axes} axes, got {array.ndim}")
+    parts = [(images[:, None], labels) for images, labels in (arrays[:2], arrays[2:])]
+    return image_data(name, *parts, class_names=source.classes, limit=limit)
 
 
-def _unpack(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if file.is_file():
-        target.symlink_to(file.resolve())
-        return
-    with gzip.open(f"{file}.gz") as packed, target.open("wb") as unpacked:
-        shutil.copyfileobj(packed, unpacked)
+def read_idx(file: Path) -> Array:
+    """Return the bytes of an idx file, `file` or `file.gz`, in the shape that it tells.
 
-
-def _arrays(source: Any) -> tuple[Array, Array]:
-    return source.data.numpy()[:, None], source.targets.numpy()
+    Raises:
+        FedsimError: It is no idx file of bytes, or promises other than it holds.
+    """
+    packed = Path(f"{file}.gz")
+    try:
+        if file.is_file():
+            with file.open("rb") as stream:
+                data = stream.read(LARGEST + 1)
+        else:
+            with gzip.open(packed) as stream:
+                data = stream.read(LARGEST + 1)  # a small file may unpack to a huge one
+    except (OSError, EOFError, zlib.error) as error:
+        raise FedsimError(f"{file} cannot be read: {error}") from error
+    if len(data) > LARGEST:
+        raise FedsimError(f"{file} holds more than {LARGEST} bytes, which is none of these sets")
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < (start := 4 + 4 * data[3]):
+        raise FedsimError(f"{file} is no idx file of bytes; place the published file there")
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    if math.prod(shape) != len(data) - start:
+        raise FedsimError(
+            f"{file} promises {' x '.join(map(str, shape))} bytes and holds {len(data) - start}; "
+            "place the published file there"
+        )
+    try:
+        return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
+    except ValueError as error:
+        raise FedsimError(f"{file} is no idx file: {error}") from error

@@ -6,6 +6,10 @@ import networkx as nx
 
 from fedsim.topologies.graph import PeerGraph
 
+LARGEST = 2**24
+"""Characters of a file."""
+_MOST_DIGITS = 9
+
 
 def edges(num_peers: int, *, path: str, directed: bool = False) -> PeerGraph:
     """The links that a file lists.
@@ -21,9 +25,12 @@ def edges(num_peers: int, *, path: str, directed: bool = False) -> PeerGraph:
     graph: PeerGraph = nx.DiGraph() if directed else nx.Graph()
     graph.add_nodes_from(range(num_peers))
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+    if len(text) > LARGEST:
+        raise ValueError(f"{path}: more than {LARGEST} characters are no list of links")
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if words:
@@ -35,8 +42,10 @@ def edges(num_peers: int, *, path: str, directed: bool = False) -> PeerGraph:
 
 
 def _link(words: list[str], num_peers: int) -> tuple[int, int]:
-    if len(words) != 2 or not all(word.isascii() and word.isdigit() for word in words):
-        raise ValueError(f"expected two peers, as '0 1', got '{' '.join(words)}'")
+    if len(words) != 2 or not all(
+        word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS for word in words
+    ):
+        raise ValueError(f"expected two peers, as '0 1', got '{' '.join(words)[:80]}'")
     one, other = map(int, words)
     if max(one, other) >= num_peers:
         raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.data.cifar import cifar10, cifar100, read_pickled_arrays
+from fedsim.data.cifar import cifar10, cifar100
+from fedsim.data.pickled import read_pickled_arrays
 from fedsim.errors import DataMissing, FedsimError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
