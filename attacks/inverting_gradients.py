@@ -255,8 +255,9 @@ class _Together:
                 lambda images: images,
                 steps=before + attack.steps,
                 input_range=self.first.input_range,
+                rng=rng,
             )
-            for _ in self.victims
+            for rng in self.rngs
         ]
 
         def look(step: int, points: Tensor, values: Tensor) -> None:

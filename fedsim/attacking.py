@@ -33,6 +33,7 @@ from fedsim.files import Record, read_json
 from fedsim.guesses import sound
 from fedsim.knowledge import knowledge_about, read_knowledge
 from fedsim.named_attacks import build_attack
+from fedsim.progress import Shown
 from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 
@@ -52,6 +53,7 @@ class AttackWorker:
         self.attacks = {title: build_attack(config) for title, config in self.configs.items()}
         self.known = read_knowledge(self.run)
         self.device = _device(self.experiment.engine.attack_device)
+        self.shown = Shown(self.run.root)
 
     def attack(self, observations: Sequence[str], title: str) -> list[Record]:
         """Attack observations, each of another victim, and write what came of each.
@@ -64,8 +66,11 @@ class AttackWorker:
         budget = Budget(self.configs[title].time_budget_s * len(observations))
         jobs = [self._prepare(observation, title) for observation in observations]
         outcomes: Sequence[object]
+        rngs = [one.rng for one in jobs]
+        time_budget_s = self.configs[title].time_budget_s
         try:
-            outcomes = self._run(title, jobs, budget)
+            with self.shown.job(title, observations, rngs, time_budget_s=time_budget_s):
+                outcomes = self._run(title, jobs, budget)
         except AttackFailed as failed:
             outcomes = [failed] * len(jobs)
         except Exception as error:

@@ -20,10 +20,17 @@ from attacks.matching.differentiable import require_twice_differentiable
 from attacks.matching.effort import Effort
 from attacks.matching.lbfgs import Minimum
 from attacks.matching.problem import Problem, all_at_once, in_turns
-from attacks.matching.snapshots import Snapshots, looks_due
+from attacks.matching.snapshots import SHOW_S, Snapshots, looks_due, onlooker
 from attacks.matching.starts import starting_inputs, warm_start
 from attacks.matching.victim import Victim, rebuild
-from attacks.observation import AttackFailed, Budget, Knowledge, Observation, Reconstruction
+from attacks.observation import (
+    AttackFailed,
+    Budget,
+    Knowledge,
+    Observation,
+    Reconstruction,
+    Snapshot,
+)
 
 _STUCK = 1e-2
 """Relative distance above which a restart is stuck; below, another would end no closer."""
@@ -212,9 +219,16 @@ def _search_company(
         problem = Problem(company, rows, told, effort)
         looks: list[tuple[int, Tensor, Tensor]] = []
 
+        told_at = time.monotonic()
+
         def on_step(step: int, points: Tensor, values: Tensor) -> None:
+            nonlocal told_at
             if step in due:
                 looks.append((step, points, values))
+            elif not (onlooker() and time.monotonic() - told_at >= SHOW_S):
+                return
+            _show(problem, owners, rngs, (step, points, values))
+            told_at = time.monotonic()
 
         alone = effort.turns == 0 or first.batch_size == 1
         minimum = (all_at_once if alone else in_turns)(
@@ -331,6 +345,25 @@ def _rescue(victim: Victim, point: Tensor, effort: Effort, rng: torch.Generator)
         point[: coordinates.size] = coordinates.points(warm)
 
 
+def _show(
+    problem: Problem,
+    owners: list[int],
+    rngs: Sequence[torch.Generator],
+    look: tuple[int, Tensor, Tensor],
+) -> None:
+    """Tell an onlooker, if there is one, of the best row of each victim."""
+    if (told := onlooker()) is None:
+        return
+    step, points, values = look
+    with torch.no_grad():
+        for place in sorted(set(owners)):
+            rows = [row for row, owner in enumerate(owners) if owner == place]
+            best = rows[int(values[rows].nan_to_num(torch.inf).argmin())]
+            inputs = problem.inputs_of(points[best : best + 1])[0]
+            inputs = inputs.clamp(*problem.company.first.input_range).float()
+            told(Snapshot(step=step, inputs=inputs, matching_loss=float(values[best])), rngs[place])
+
+
 def _reconstruction(
     place: int, runs: list[_Run], square_norm: float, seconds: float
 ) -> Reconstruction | AttackFailed:
@@ -338,7 +371,10 @@ def _reconstruction(
     problem = runs[0].problem  # all of them agree on what a point's inputs are
     low, high = problem.company.first.input_range
     snapshots = Snapshots(
-        lambda point: problem.inputs_of(point[None])[0], steps=0, input_range=(low, high)
+        lambda point: problem.inputs_of(point[None])[0],
+        steps=0,
+        input_range=(low, high),
+        shown=False,
     )
     best: tuple[float, _Run, int] | None = None
     last: tuple[Tensor, Tensor] | None = None

@@ -13,7 +13,7 @@ from fedsim.schemas.adversary import KnowledgeRecord, OracleLabels, Threat
 from fedsim.schemas.course import Alarms, Environment, Event, Round
 from fedsim.schemas.document import Document
 from fedsim.schemas.gate import GateRecord
-from fedsim.schemas.observations import ObservationRecord, ReconstructionRecord
+from fedsim.schemas.observations import ObservationRecord, ProgressRecord, ReconstructionRecord
 from fedsim.schemas.scores import Score
 from fedsim.schemas.summary import Summary
 from fedsim.schemas.sweep import SweepRecord
@@ -32,6 +32,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "view": ViewRecord,
     "observation": ObservationRecord,
     "reconstruction": ReconstructionRecord,
+    "progress": ProgressRecord,
     "score": Score,
     "summary": Summary,
     "sweep": SweepRecord,

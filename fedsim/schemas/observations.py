@@ -86,3 +86,27 @@ class ReconstructionRecord(Document):
     """What the attack wants to be known."""
     sha256: Sha256 | None = None
     """Digest of the tensors."""
+
+
+class GuessSoFar(Document):
+    """How far an attack is with one victim; the tensor has the observation's name."""
+
+    step: Count
+    """Steps taken."""
+    images: Count
+    """Guesses that are shown, the first of the batch."""
+
+
+class ProgressRecord(Document):
+    """`progress/WORKER.json`: what an attack worker is on; there only while it is."""
+
+    attack: str
+    """Label of the attack in the experiment."""
+    observations: list[str]
+    """What is attacked, one per victim."""
+    started: str
+    """When, ISO 8601 with time zone."""
+    time_budget_s: Seconds
+    """What the attack is allowed, per victim."""
+    guesses: dict[str, GuessSoFar]
+    """By observation; of those of which something is shown."""
