@@ -137,6 +137,36 @@ def report(run: RunPath) -> None:
 
 
 @app.command()
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run directory, or a folder of runs, of which the newest is shown.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Unset means 8321, or the next that is free."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name that the page is asked for by; may be repeated."),
+    ] = None,
+) -> None:
+    """Show a run in a browser, as it happens; Ctrl-C ends it."""
+    from fedsim.watch.server import exposed, serve
+
+    if exposed(host):
+        said = "whoever reaches this address, from other machines too, sees private images"
+        errors.print(said, style="yellow", markup=False)
+    if not run.exists():
+        errors.print(f"'{run}' is not there yet: the page waits for it", markup=False)
+    serve(run, host=host, port=port, names=allow_host or (), announce=typer.echo)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("compare.html"),

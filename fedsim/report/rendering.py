@@ -56,9 +56,7 @@ def _environment() -> Environment:
 def render(template: str, **values: object) -> str:
     """Return a page. Its policy allows its own style sheet and embedded images, nothing else."""
     environment = _environment()
-    style = environment.get_template("style.css.j2").render(
-        light=LIGHT, dark=DARK, narrow=NARROW_SCREEN
-    )
+    style = style_sheet()
     sha256 = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{sha256}'; "
@@ -67,6 +65,12 @@ def render(template: str, **values: object) -> str:
     page = environment.get_template(template)
     own = Markup(style)  # noqa: S704 (no text of a run is in it)
     return page.render(style=own, policy=policy, **values)
+
+
+def style_sheet() -> str:
+    """Return the style sheet of every page."""
+    template = _environment().get_template("style.css.j2")
+    return template.render(light=LIGHT, dark=DARK, narrow=NARROW_SCREEN)
 
 
 class Draw(Protocol):
