@@ -219,22 +219,27 @@ def deliver(content: RecordDict, said: Sequence[Addressed], *, early: bool = Fal
 
 
 def delivered(content: RecordDict, *, early: bool = False) -> list[Addressed]:
-    """Return what a message to a peer carries, undecoded, in order; `early` as in `deliver`."""
+    """Return what a message to a peer carries, undecoded, in order; `early` as in `deliver`.
+
+    Raises:
+        BadReply: It does not say who said it and when, or a parcel is missing.
+    """
     prefix = _EARLY if early else ""
     said = []
     for name in sorted(content.config_records):
         if not name.startswith(prefix + _ABOUT):
             continue
         about = content.config_records[name]
+        parcel = f"{prefix}{_PARCEL}" + name.removeprefix(prefix + _ABOUT)
+        if parcel not in content.array_records:
+            raise BadReply(f"'{name}' is about a parcel that is not there")
         said.append(
             Addressed(
                 sender=_integer(about, _SENDER),
                 to=(),
                 round=_integer(about, _ROUND),
                 hop=_integer(about, _HOP),
-                arrays=content.array_records[
-                    f"{prefix}{_PARCEL}" + name.removeprefix(prefix + _ABOUT)
-                ],
+                arrays=content.array_records[parcel],
                 about=about,
             )
         )

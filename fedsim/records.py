@@ -269,7 +269,10 @@ class RunDirectory:
     def members(self, server_round: int) -> list[str]:
         """Return the clients whose updates are in the mean heard of a round, in order."""
         path = self.root / "observations" / f"round-{server_round:05d}-{EVERYBODY}-to-server.json"
-        return list(read_json(path)["members"]) if path.is_file() else []
+        if not path.is_file():
+            return []
+        with reading(path):
+            return list(read_json(path)["members"])
 
     def read_observation(self, identity: str) -> Observation:
         """Read what was heard of one message.
@@ -305,7 +308,10 @@ class RunDirectory:
             told = [labels for labels in members if labels is not None]
             return torch.cat(told) if told and len(told) == len(members) else None
         path = file_in(self.root / "oracle", f"round-{server_round:05d}-{client}.json")
-        return torch.tensor(read_json(path)["labels"]) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with reading(path):
+            return torch.tensor(read_json(path)["labels"], dtype=torch.int64)
 
     # what clients noticed
 
@@ -335,7 +341,10 @@ class RunDirectory:
     def alarms(self, server_round: int, client: str) -> list[Record]:
         """Return what a client noticed in a round."""
         path = file_in(self.root / "alarms", f"round-{server_round:05d}-{client}.json")
-        return list(read_json(path)["alarms"]) if path.is_file() else []
+        if not path.is_file():
+            return []
+        with reading(path):
+            return list(read_json(path)["alarms"])
 
     # reconstructions
 

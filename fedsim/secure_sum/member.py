@@ -205,8 +205,20 @@ class Member:
 
     @classmethod
     def from_json(cls, text: str) -> "Member":
-        """Return what `to_json` wrote down."""
-        record: dict[str, Any] = json.loads(text)
+        """Return what `to_json` wrote down.
+
+        Raises:
+            ProtocolError: The text is damaged.
+        """
+        try:
+            return cls._from_record(json.loads(text))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ProtocolError(
+                f"the secrets of a member are damaged: {type(error).__name__}"
+            ) from error
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> "Member":
         encryption_secret, mask_seed, self_seed = map(bytes.fromhex, record["secrets"])
         of_seed, of_mask_key = map(bytes.fromhex, record["own_shares"])
         return cls(
