@@ -363,13 +363,12 @@ class Experiment(Section):
                     raise ValueError(
                         f"adversary.rounds must be rounds from 1 to {self.rounds}, got {heard}"
                     )
-        listens = set(
-            range(1, self.rounds + 1) if self.adversary.rounds == "all" else self.adversary.rounds
-        )
+        heard_in = self.adversary.rounds
+        num_heard = self.rounds if heard_in == "all" else len(set(heard_in))
         for attack in self.attacks:
-            if attack.join_rounds > 1 and attack.join_rounds > len(listens):
+            if attack.join_rounds > 1 and attack.join_rounds > num_heard:
                 raise ValueError(
-                    f"attacks.{attack.title}.join_rounds must be at most {len(listens)}, the "
+                    f"attacks.{attack.title}.join_rounds must be at most {num_heard}, the "
                     f"rounds that the adversary listens to, got {attack.join_rounds}"
                 )
         for family, named in (("attacks", self.attacks), ("defenses", self.defenses)):
