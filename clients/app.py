@@ -14,6 +14,7 @@ from clients.local_training import local_update
 from clients.meddling import meddle
 from clients.memory import Memory
 from clients.neighbour import overhear
+from clients.once import once
 from clients.participant import Participant, participant
 from clients.peer import Peer
 from clients.sealing import seal
@@ -47,16 +48,16 @@ from fedsim.wire import (
     TRAIN_LOSS,
     load_state,
     read_run_directory,
+    read_weights,
     shared_parameters,
     to_packed_record,
     to_record,
-    to_tensors,
 )
 
 PROXIMAL_MU = "proximal-mu"
 """The key under which Flower's FedProx sends its weight."""
 
-app = ClientApp()
+app = ClientApp(mods=[once])
 
 
 @app.query()
@@ -71,7 +72,7 @@ def identify(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Compute one local update, seal the private batch, and send the update."""
     me = participant(str(context.run_config[EXPERIMENT]), _number(context))
-    load_state(me.model, to_tensors(message.content.array_records[ARRAYS]))
+    load_state(me.model, read_weights(message.content.array_records[ARRAYS], me.model))
     config = message.content.config_records[CONFIG]
     server_round = _integer(config[ROUND])
     run = read_run_directory(context.run_config, config)
@@ -196,7 +197,7 @@ def _secure_reply(message: Message, context: Context, stage: Stage) -> Message:
 def evaluate_locally(message: Message, context: Context) -> Message:
     """Evaluate the weights received on this client's own data."""
     me = participant(str(context.run_config[EXPERIMENT]), _number(context))
-    load_state(me.model, to_tensors(message.content.array_records[ARRAYS]))
+    load_state(me.model, read_weights(message.content.array_records[ARRAYS], me.model))
     accuracy, loss = evaluate(me.model, me.inputs, me.labels)
     metrics = MetricRecord({NUM_EXAMPLES: len(me.inputs), "accuracy": accuracy, "loss": loss})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)

@@ -5,7 +5,7 @@ stock aggregation dies of one bad reply and swallows NaN.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,18 @@ TRAIN_LOSS = "train_loss"
 REFUSED = 300
 """Error code of a client that does not train on what it received, because a check raised alarm."""
 
+REPEATED = 302
+"""Error code of a client that was asked what it had answered, or what is older than that."""
+
 PACKED = "fedsim.packed"
 """Serialization of an array as `fedsim.packing` writes it."""
 
 _HEADER_ALLOWANCE = 4096
 """Bytes that an array's own header may take on the wire."""
+_LARGEST_NUMBER = sys.float_info.max
+_MOST_EXAMPLES = 2**53
+"""Whole numbers up to here are exact as float64; sums of a few more are no infinity."""
+_LONGEST_VALUE = 80
 
 
 class BadReply(FedsimError):
@@ -73,6 +80,30 @@ class Update:
     num_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """What tells a request from every other; it travels as Flower's `group_id`, both ways.
+
+    Attributes:
+        sender: One server, from its start to its end.
+        number: Of the request; later ones have higher numbers.
+    """
+
+    sender: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.sender}.{self.number}"
+
+
+def ticket_of(group_id: str) -> Ticket | None:
+    """Return the ticket that a message carries; None if it carries none."""
+    sender, point, number = group_id.rpartition(".")
+    if not sender or not point or not (number.isascii() and number.isdigit()) or len(number) > 18:
+        return None
+    return Ticket(sender=sender, number=int(number))
+
+
 def shared_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters, by name."""
     return {name: tensor.detach() for name, tensor in model.named_parameters()}
@@ -91,6 +122,15 @@ def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
     """Return what the federation shares of a model: parameters and running statistics."""
     return shared_parameters(model) | shared_buffers(model)
+
+
+def read_weights(record: ArrayRecord, model: nn.Module) -> dict[str, Tensor]:
+    """Check and unpack weights that a client was sent: all that is shared of `model`, and no more.
+
+    Raises:
+        BadReply: Something is missing, too much, of the wrong form, or not a finite number.
+    """
+    return _tensors(record, shared_state(model), "what was received")
 
 
 def load_state(model: nn.Module, state: Tensors) -> None:
@@ -222,21 +262,28 @@ def _metrics(content: RecordDict, needed: tuple[str, ...]) -> dict[str, float]:
     values: dict[str, float] = {}
     for name in needed:
         value = record.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise BadReply(f"metric '{name}' must be a finite number, got {value!r}")
+        if not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
+            raise BadReply(f"metric '{name}' must be a finite number, got {_short(value)}")
         values[name] = float(value)
-    if values[NUM_EXAMPLES] < 1 or not values[NUM_EXAMPLES].is_integer():
-        raise BadReply(
-            f"'{NUM_EXAMPLES}' must be a whole number from 1, got {values[NUM_EXAMPLES]:g}"
-        )
+    count = values[NUM_EXAMPLES]
+    if count < 1 or not count.is_integer():
+        raise BadReply(f"'{NUM_EXAMPLES}' must be a whole number from 1, got {count:g}")
+    if count > _MOST_EXAMPLES:
+        raise BadReply(f"'{NUM_EXAMPLES}' must be at most {_MOST_EXAMPLES}, got {count:g}")
     return values
 
 
-def _tensors(record: ArrayRecord, expected: Tensors) -> dict[str, Tensor]:
+def _short(value: object) -> str:
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        return f"a whole number of {value.bit_length()} bits"
+    return repr(value)[:_LONGEST_VALUE]
+
+
+def _tensors(record: ArrayRecord, expected: Tensors, what: str = "the update") -> dict[str, Tensor]:
     if missing := sorted(set(expected) - set(record)):
-        raise BadReply(f"the update lacks {some_of(missing)}")
+        raise BadReply(f"{what} lacks {some_of(missing)}")
     if extra := sorted(set(record) - set(expected)):
-        raise BadReply(f"the update has {some_of(extra)}, which the model does not")
+        raise BadReply(f"{what} has {some_of(extra)}, which the model does not")
     tensors = {}
     for name, template in expected.items():
         tensors[name] = check_tensor(name, record[name], template)

@@ -35,6 +35,7 @@ from fedsim.wire import (
 )
 from server import relay_checkpoint
 from server.adversaries.peer_ear import ear_of
+from server.grids import Matched
 from server.peer_models import Judge, Models
 from server.rounds import find_clients, settled
 
@@ -116,6 +117,7 @@ class Relay:
         self.protocol = self.federation.protocol
         self.network = self.federation.network
         self.peer_of = {node: peer for peer, node in self.node_of.items()}
+        self.grid = Matched(self.grid, self._note_stray)
         self.judge = Judge(self.federation)
         chain = build_chain(self.experiment)
         self.reports_loss = not private_clients(chain)
@@ -485,6 +487,9 @@ class Relay:
             round=self.round,
             clients=list(lost),
         )
+
+    def _note_stray(self, kind: str, message: str, node: int) -> None:
+        self._note(kind, message, self.peer_of.get(node, -1))
 
     def _note(self, kind: str, message: str, peer: int) -> None:
         self.run.append_event(

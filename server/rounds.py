@@ -46,7 +46,7 @@ from server.adversaries.link_tap import LinkTap
 from server.adversaries.sum_ear import SumEar
 from server.adversaries.tampering import Tampering
 from server.defending import defended
-from server.grids import Cohort
+from server.grids import Cohort, Matched
 from server.guard import Exchange, Guarded
 from server.secure_aggregation import SecureRound, SecureSum
 from server.strategies import build_strategy
@@ -115,8 +115,9 @@ def find_clients(grid: Grid, experiment: Experiment) -> dict[int, int]:
         for reply in grid.send_and_receive(questions, timeout=left) if questions else []:
             if reply.has_error():
                 raise RunFailed(f"a client failed at the start: {reply.error.reason}")
-            client = reply.content.config_records[CONFIG][PARTITION]
-            if isinstance(client, int) and client < wanted:
+            client = reply.content.config_records.get(CONFIG, ConfigRecord()).get(PARTITION)
+            # who says nothing of use is asked again; a second one that plays a client does not
+            if type(client) is int and 0 <= client < wanted and client not in nodes:
                 nodes[client] = reply.metadata.src_node_id
         if len(nodes) == wanted:
             return dict(sorted(nodes.items()))
@@ -170,7 +171,7 @@ class _Rounds:
             keep=self.run.write_observation,
             encrypted=at_link and encrypts_links(build_chain(self.experiment)),
         )
-        self.grid = grid
+        self.grid = grid = Matched(grid, self._note_stray)
         self.tampering = self._tampering(threat)
         inner = self.tampering or self.guard
         if at_link:
@@ -361,6 +362,9 @@ class _Rounds:
                 "lower training.learning_rate",
                 round=self.round,
             )
+
+    def _note_stray(self, kind: str, message: str, node: int) -> None:
+        self._note(kind, message, self.exchange.client_of.get(node, -1))
 
     def _note(self, kind: str, message: str, client: int) -> None:
         self.run.append_event(

@@ -1,10 +1,11 @@
 """The ClientApp, spoken to as a server speaks to it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 from torch.nn import functional
 
@@ -150,3 +151,51 @@ def test_a_client_that_raises_answers_with_an_error(run: RunDirectory) -> None:
     assert reply.has_error()
     assert str(reply.error.reason).startswith("KeyError: ")
     assert reply.metadata.src_node_id == FIRST_NODE
+
+
+Spoil = Callable[[ArrayRecord], object]
+
+
+def misnamed(record: ArrayRecord) -> None:
+    record["linear.weights"] = record.pop("linear.weight")
+
+
+def in_float64(record: ArrayRecord) -> None:
+    record.update(to_record({name: one.double() for name, one in to_tensors(record).items()}))
+
+
+def infinite(record: ArrayRecord) -> None:
+    record.update(to_record({"linear.bias": torch.full((10,), -torch.inf)}))
+
+
+def cut(record: ArrayRecord) -> None:
+    whole = record["linear.weight"]
+    record["linear.weight"] = Array(whole.dtype, whole.shape, whole.stype, whole.data[:-4])
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda record: record.pop("linear.bias"), "what was received lacks 'linear.bias'"),
+        (misnamed, "what was received lacks 'linear.weight'"),
+        (in_float64, "must be torch.float32, got torch.float64"),
+        (infinite, "'linear.bias' holds NaN or infinity"),
+        (cut, "'linear.weight' cannot be decoded"),
+    ],
+    ids=["missing", "misnamed", "float64", "infinity", "truncated"],
+)
+def test_a_client_does_not_train_on_weights_that_came_damaged(
+    run: RunDirectory, kind: str, spoil: Spoil, said: str
+) -> None:
+    tiny = experiment()
+    damaged = weights(tiny)
+    spoil(damaged)
+    grid = InProcessGrid(tiny, run, app)
+    content = RecordDict({ARRAYS: damaged, CONFIG: ConfigRecord({"server-round": 1})})
+
+    [reply] = grid.send_and_receive([grid.create_message(content, kind, FIRST_NODE, "1")])
+
+    assert reply.has_error()
+    assert said in str(reply.error.reason)
+    assert not any((run.root / "truth").iterdir())

@@ -324,7 +324,9 @@ def test_what_is_said_to_one_peer_many_times_over_is_heard_once(run: RunDirector
     assert float(sum(masses)) == pytest.approx(NUM_PEERS, abs=1e-12)
 
 
-def test_numbers_of_examples_beyond_any_float_do_not_end_the_run(run: RunDirectory) -> None:
+def test_numbers_of_examples_beyond_any_data_set_are_refused_and_do_not_end_the_run(
+    run: RunDirectory,
+) -> None:
     def lie(content: Any) -> None:
         content.metric_records["metrics"]["num-examples"] = 1e308
 
@@ -340,7 +342,9 @@ def test_numbers_of_examples_beyond_any_float_do_not_end_the_run(run: RunDirecto
     tiny = experiment("d-psgd")
     peers.train(tiny, run, Twice(InProcessGrid(tiny, run, app), 0, lie))
 
-    assert all(0 < one["train_loss"] < 100 for one in run.rounds()[1:])
+    assert [one["train_loss"] for one in run.rounds()[1:]] == [None] * 3
+    assert {event["kind"] for event in run.events()} == {"update-rejected"}
+    assert "'num-examples' must be at most" in run.events()[0]["message"]
 
 
 def test_long_words_of_a_peer_are_cut(run: RunDirectory) -> None:
