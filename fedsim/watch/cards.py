@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedsim.files import Record
+from fedsim.records import EVERYBODY
 from fedsim.report.gallery import spread_of
 from fedsim.watch.listing import trailing_number
 from fedsim.watch.scores import Entry
@@ -126,11 +127,19 @@ def _cards_of(
             "image": place,
             "rank": rank,
             "label": _label(records, place),
+            "original": _sealed(run.root, played, sender),
             "tiles": [
                 _tile(run.root, identity, attack, place, records.get(attack), working)
                 for attack in attacks
             ],
         }
+
+
+def _sealed(root: Path, played: int, sender: str) -> bool:
+    """Whether the private batch is there; that of everybody is made of many."""
+    if sender == EVERYBODY:
+        return (root / "truth").is_dir()
+    return (root / "truth" / f"round-{played:05d}-{sender}.safetensors").is_file()
 
 
 def _record(run: Watched, identity: str, attack: str, entry: Entry) -> Record:

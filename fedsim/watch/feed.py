@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Feed:
         async with self.looked:
             self.looked.notify_all()
 
-    async def stream(self, position: Position) -> AsyncIterator[str]:
+    async def stream(self, position: Position) -> AsyncGenerator[str, None]:
         """Yield server-sent events: all there is, then what is new, each with its position."""
         self.listeners += 1
         self.wanted.set()

@@ -20,7 +20,7 @@ TRIES = 20
 LOOPBACK = "127.0.0.1"
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends the streams of pages first: they would never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
@@ -28,6 +28,7 @@ class _Server(uvicorn.Server):
         self.feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, streams first."""
         await self.feed.close()
         await super().shutdown(sockets)
 
@@ -57,7 +58,7 @@ def serve(
         raise ConfigError(f"'{path}' is a file; give a run directory, or a folder of runs")
     if not path.exists() and not path.absolute().parent.is_dir():
         raise ConfigError(f"there is no '{path}', nor a folder that it could appear in")
-    with contextlib.closing(_listen(host, port)) as listener:
+    with contextlib.closing(listen(host, port)) as listener:
         app, feed = build_app(path, names=[*names, host])
         config = uvicorn.Config(
             app,
@@ -69,10 +70,11 @@ def serve(
         )
         announce(address_of(listener))
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            _Server(config, feed).run(sockets=[listener])
+            Server(config, feed).run(sockets=[listener])
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
+def listen(host: str, port: int | None) -> socket.socket:
+    """Return a socket that listens; see `serve` for its arguments and errors."""
     ports = [port] if port is not None else range(PORT, PORT + TRIES + 1)
     for one in ports:
         try:

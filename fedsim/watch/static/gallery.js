@@ -109,9 +109,8 @@ function draw(found, next, total) {
 function newCard(card) {
   const title = element("h3", {}, element("span"), element("small"));
   const tiles = element("div", { class: "tiles" });
-  const there = { card, tiles: new Map(), box: element("article", { class: "card" }, title, tiles), title, grid: tiles };
   const original = filmOf("div");
-  setPicture(original, originalOf(card), 1);
+  const there = { card, original, tiles: new Map(), box: element("article", { class: "card" }, title, tiles), title, grid: tiles };
   tiles.append(element("figure", {}, original.box, element("figcaption", {}, element("b", {}, "original"), caption(card))));
   there.box.addEventListener("pointerenter", () => there.tiles.forEach((tile) => play(tile)));
   return there;
@@ -119,12 +118,18 @@ function newCard(card) {
 
 const caption = (card) => (card.label === null ? "" : `label ${card.label}`);
 
-export const originalOf = (card) => `/original/${encodeURIComponent(card.id)}/${card.image}.png?of=${page.reading}`;
+export function showOriginal(film, card) {
+  if (card.original) setPicture(film, originalOf(card), 1);
+  else empty(film, "not here");
+}
+
+const originalOf = (card) => `/original/${encodeURIComponent(card.id)}/${card.image}.png?of=${page.reading}`;
 
 function update(there, card) {
   there.card = card;
   there.title.firstChild.textContent = `${card.victim}, round ${card.round}`;
   there.title.lastChild.textContent = card.rank;
+  showOriginal(there.original, card);
   const label = there.grid.firstChild.querySelector("figcaption");
   label.lastChild.textContent = caption(card);
   const names = new Set(card.tiles.map((tile) => tile.attack));
@@ -157,13 +162,13 @@ function updateTile(tile, card, told) {
   const before = tile.told;
   [tile.told, tile.text] = [told, text];
   const address = guessOf(card, told);
-  tile.box.classList.toggle("none", address === null && told.state !== "running");
   tile.box.classList.toggle("running", told.state === "running");
   tile.box.disabled = address === null;
   tile.box.setAttribute("aria-label", `${told.attack}: ${stateWords(told)}`);
   tile.box.title = told.reason || "";
   if (address === null) {
-    tile.box.replaceChildren(element("span", { class: "state" }, placeWords(told)));
+    empty(tile, placeWords(told));
+    tile.box.classList.toggle("none", told.state !== "running");
   } else {
     setPicture(tile, address, told.steps?.length || 1);
     if (before && before.state !== told.state && told.steps) play(tile);
@@ -202,8 +207,17 @@ export function filmOf(tag) {
   return { box, image: null, frames: 1, frame: 0, playing: null };
 }
 
+export function empty(film, words) {
+  stop(film);
+  film.image = null;
+  film.frames = 1;
+  film.box.classList.add("none");
+  film.box.replaceChildren(element("span", { class: "state" }, words));
+}
+
 export function setPicture(film, address, frames) {
   stop(film);
+  film.box.classList.remove("none");
   if (film.image?.dataset.address !== address) {
     const image = element("img", { alt: "", loading: "lazy", decoding: "async", "data-address": address });
     image.addEventListener("load", () => fit(film, image, frames));

@@ -1,7 +1,7 @@
 // One image, large: how its reconstruction comes about beside the original.
 
 import { byId, calm, decibels, say, show } from "./dom.js";
-import { filmOf, guessOf, originalOf, seek, setPicture, stateWords } from "./gallery.js";
+import { filmOf, guessOf, seek, setPicture, showOriginal, stateWords } from "./gallery.js";
 
 const FRAME_MS = 260, HOLD_MS = 3500;
 
@@ -18,7 +18,7 @@ export function openSpotlight(page) {
   function display(card, told, from) {
     now = { card, told, key: keyOf(card, told) };
     show("spotlight", true);
-    setPicture(original, originalOf(card), 1);
+    showOriginal(original, card);
     setPicture(guess, guessOf(card, told), told.steps?.length || 1);
     slider.max = String((told.steps?.length || 1) - 1);
     slider.disabled = !told.steps || told.steps.length < 2;

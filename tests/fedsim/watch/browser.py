@@ -89,8 +89,9 @@ class Tab:
             time.sleep(0.1)
 
     def open(self, address: str) -> None:
-        """Go to a page."""
+        """Go to a page, and wait until it is there."""
         self.call("Page.navigate", url=address)
+        self.wait_for(f"location.href.startsWith({address!r}) && document.readyState !== 'loading'")
 
     def look(self, width: int, height: int = 900, *, dark: bool = False, scale: float = 1) -> None:
         """Make the window so large, in CSS pixels, and its reader fond of dark or light colours."""

@@ -1,0 +1,258 @@
+"""The page in a real browser; skipped where there is none."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsim.files import replace_json, replace_tensors
+from fedsim.records import RunDirectory
+from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.watch.browser import Tab, find_browser, open_tab
+from tests.fedsim.watch.serving import Serving
+from tests.fedsim.watch.synthetic import Made
+
+pytestmark = pytest.mark.slow
+
+Serve = Callable[[Path], Serving]
+
+PROGRAM = find_browser()
+
+SAYS = "document.getElementById('{}').innerText"
+PICTURES = "[...document.images].filter((one) => one.complete && one.naturalWidth > 0).length"
+BROKEN = """
+[...document.images].filter((one) => one.complete && !one.naturalWidth).map((one) => one.src)
+"""
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SMALLEST = """
+Math.min(...[...document.querySelectorAll('body *')]
+  .filter((one) => one.checkVisibility())
+  .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+  .map((one) => parseFloat(getComputedStyle(one).fontSize) * (one.getScreenCTM?.()?.a ?? 1)))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Tab]:
+    if PROGRAM is None:
+        pytest.skip("there is no Chromium or Chrome on this machine")
+    with open_tab(PROGRAM) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab(browser: Tab, serve: Serve) -> Iterator[Tab]:  # that is left before what it shows ends
+    """A page, at whose end nothing was complained of."""
+    browser.errors.clear()
+    browser.look(1400)
+    yield browser
+    browser.open("about:blank")
+    assert browser.errors == []
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Return what serves runs until the test ends."""
+    found: list[Serving] = []
+
+    def start(path: Path) -> Serving:
+        found.append(Serving(path))
+        return found[-1]
+
+    yield start
+    for one in found:
+        if one.thread.is_alive():
+            one.stop()
+
+
+def says(part: str) -> str:
+    return SAYS.format(part)
+
+
+def test_a_finished_run_is_shown_whole(tab: Tab, serve: Serve, finished_run: RunDirectory) -> None:
+    tab.open(serve(finished_run.root).address)
+
+    tab.wait_for(f"{says('badge')} === 'done'")
+    tab.wait_for("document.querySelectorAll('.card').length === 12")
+    tab.wait_for("!document.getElementById('spotlight').hidden")
+    tab.evaluate("scrollTo(0, document.getElementById('gallery').offsetTop)")
+    tab.wait_for(f"{PICTURES} >= 20")
+
+    assert tab.evaluate(BROKEN) == []
+    assert "images" in tab.evaluate(says("headline"))
+    assert tab.evaluate("document.querySelectorAll('#panel-psnr .line').length") >= 2
+    assert tab.evaluate("document.querySelectorAll('#graph .node').length") == 4
+    assert "reply-refused" in tab.evaluate(says("events"))
+    assert "labels-only" in tab.evaluate(says("attacks"))
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_reads_well_on_narrow_and_wide_screens(
+    tab: Tab, serve: Serve, made_among_peers: RunDirectory, width: int, dark: bool
+) -> None:
+    tab.look(width, dark=dark)
+    tab.open(serve(made_among_peers.root).address)
+    tab.wait_for("document.querySelectorAll('.card').length > 3")
+    tab.wait_for("document.querySelectorAll('#panel-psnr .line').length > 0")
+    time.sleep(0.3)
+
+    assert tab.evaluate(TOO_WIDE) == 0
+    assert tab.evaluate("document.body.clientWidth") <= width
+    assert tab.evaluate(SMALLEST) >= 9  # CSS pixels
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(21, 22, 26)" if dark else "rgb(251, 250, 247)")
+
+
+def test_a_run_that_has_not_begun_fills_the_page_when_it_does(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "run", rounds=10, clients=4)
+    for width in (400, 1400):
+        tab.look(width)
+        tab.open(serve(made.run.root).address)
+        tab.wait_for(f"{says('badge')} === 'waiting'")
+        assert tab.evaluate(TOO_WIDE) == 0
+    assert "Waiting for the run to begin" in tab.evaluate(says("headline"))
+
+    made.begin()
+    tab.wait_for(f"{says('badge')} === 'training'")
+    made.play(0, heard=False)
+    made.play(1)
+
+    tab.wait_for(f"{says('figures')}.includes('1 of 10')")
+    tab.wait_for("document.querySelectorAll('.card').length === 4")
+    assert "waiting" in tab.evaluate(says("cards"))
+
+
+def test_it_follows_a_run_and_takes_no_text_for_markup(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "run", rounds=10, clients=4)
+    made.begin()
+    made.play(1)
+    tab.open(serve(made.run.root).address)
+    tab.wait_for("document.querySelectorAll('.card').length === 4")
+    tab.evaluate("window.marker = 'still the same page'")
+
+    hostile = "<img src=x onerror='window.hurt = 1'><script>window.hurt = 1</script>"
+    made.run.append_event(f"client-failed{hostile}", f"client {hostile} left")
+    sender = "client-<b>3</b>"
+    made.run.append_score(made.score(1, 3, 40.0) | {"victim": sender, "reason": hostile})
+    guess = {"status": "failed", "images": [], "reason": hostile}
+    made.run.append_score(made.score(1, 2, 40.0) | guess)
+    made.play(2)
+    made.attack(1, 0, 44.4)
+
+    tab.wait_for(f"{says('events')}.includes('onerror=')")
+    tab.wait_for(f"{says('figures')}.includes('2 of 10')")
+    tab.wait_for(f"{says('cards')}.includes('44.4')")
+    tab.wait_for("document.querySelectorAll('.card').length === 8")
+    tab.wait_for("document.querySelectorAll('#panel-psnr .dot').length === 1")
+    assert tab.evaluate("window.hurt ?? null") is None
+    assert (
+        tab.evaluate("document.querySelectorAll('#events img, #events script, #cards b b').length")
+        == 0
+    )
+    assert tab.evaluate("window.marker") == "still the same page"
+
+
+def test_a_guess_sharpens_while_its_attack_is_at_work(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "run", rounds=10, clients=1)
+    made.begin()
+    made.play(1)
+    name = made.observation(1, 0)
+    job = {
+        "attack": "dlg",
+        "observations": [name],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "time_budget_s": 60.0,
+    }
+
+    def show(step: int) -> None:
+        guess = torch.full((1, 1, 8, 8), step / 100)
+        replace_tensors(made.run.root / "progress" / "w.safetensors", {name: guess})
+        told = {"guesses": {name: {"step": step, "images": 1}}}
+        replace_json(made.run.root / "progress" / "w.json", job | told)
+
+    address = "document.querySelector('.card img[data-address^=\"/so-far\"]')?.dataset.address"
+    show(10)
+    tab.open(serve(made.run.root).address)
+    first = tab.wait_for(address)
+    tab.wait_for(f"{says('working')}.includes('step 10')")
+    assert "step 10" in tab.evaluate(says("cards"))
+
+    show(90)
+    tab.wait_for(f"{says('cards')}.includes('step 90')")
+    tab.wait_for(f"{address} !== '{first}'")
+
+    made.attack(1, 0, 55.5)
+    (made.run.root / "progress" / "w.json").unlink()
+    tab.wait_for(f"{says('cards')}.includes('55.5')")
+    tab.wait_for(f"{says('working')} === ''")
+
+
+def test_it_goes_on_by_itself_when_the_server_comes_back(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "run", rounds=10, clients=4)
+    made.begin()
+    made.play(1)
+    serving = serve(made.run.root)
+    tab.open(serving.address)
+    tab.wait_for(f"{says('figures')}.includes('1 of 10')")
+    tab.evaluate("window.marker = 'still the same page'")
+
+    serving.stop()
+    tab.wait_for(f"{says('badge')}.includes('connection lost')")
+    made.play(2)
+    made.play(3)
+    serving.start()
+
+    tab.wait_for(f"{says('figures')}.includes('3 of 10')")
+    tab.wait_for(f"{says('badge')} === 'training'")
+    made.play(4)
+    tab.wait_for(f"{says('figures')}.includes('4 of 10')")
+    tab.wait_for("document.querySelectorAll('.card').length === 12")
+    assert tab.evaluate("window.marker") == "still the same page"
+    # that nobody answered meanwhile is what the browser says of it
+    tab.errors[:] = [one for one in tab.errors if "net::ERR_" not in one]
+
+
+def test_the_gallery_is_narrowed_by_a_click_on_a_client(
+    tab: Tab, serve: Serve, make_run: Make
+) -> None:
+    run = make_run(MadeRun(attacks=("dlg",)))
+    tab.open(serve(run.root).address)
+    tab.wait_for("document.querySelectorAll('.card').length === 12")
+
+    click = "[...document.querySelectorAll('#graph .victim')][1].dispatchEvent(new Event('click'))"
+    tab.evaluate(click)
+
+    tab.wait_for("document.querySelectorAll('.card').length === 6")
+    assert "client-0" not in tab.evaluate(says("cards"))
+    tab.evaluate(click)
+    tab.wait_for("document.querySelectorAll('.card').length === 12")
+
+
+def test_the_spotlight_steps_through_the_looks_of_an_attack(
+    tab: Tab, serve: Serve, make_run: Make
+) -> None:
+    run = make_run(MadeRun(attacks=("dlg",), rounds=1, victims=(0,)))
+    tab.open(serve(run.root).address)
+    tab.wait_for("document.querySelectorAll('.card').length === 2")
+
+    tab.evaluate("document.querySelector('.card button.film').click()")
+    tab.evaluate("document.getElementById('play').click()")
+    tab.evaluate(
+        "(() => { const slider = document.getElementById('spot-frame'); slider.value = 1; "
+        "slider.dispatchEvent(new Event('input')); })()"
+    )
+
+    assert "step 100" in tab.evaluate(says("spot-what"))
+    assert tab.evaluate(says("play")) == "Play"
+    assert tab.evaluate("document.querySelector('#spot-guess img').style.left") == "-100%"
