@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what the engine started."""
+
+    # An engine whose adversary hears beside the rounds has `rounds_heard() -> Iterable[int] | None`
+    # as well: the rounds of which everything was heard; None if that is when they are recorded.
 
 
 @dataclass
@@ -214,7 +217,8 @@ def _go(
             else:
                 pool = ProcessPool(directory, experiment.engine.attack_workers)
             stack.callback(pool.close)
-            beside = _Beside(plan, directory, pool, writers, watch)
+            rounds_heard = getattr(engine, "rounds_heard", None)
+            beside = _Beside(plan, directory, pool, writers, watch, rounds_heard)
             stack.callback(beside.stop)
             beside.start()
             if engine is not None:
@@ -279,7 +283,9 @@ class _Beside:
         pool: AttackPool,
         writers: Sequence[Writer],
         watch: Watch | None,
+        rounds_heard: Callable[[], Iterable[int] | None] | None = None,
     ) -> None:
+        self.rounds_heard = rounds_heard
         self.plan = plan
         self.directory = directory
         self.pool = pool
@@ -333,7 +339,11 @@ class _Beside:
             self.progress.rounds.append(record)
             for writer in self.writers:
                 writer.round(record)
-        over = None if self.isolator is None else self.isolator.step(trained=trained)
+        over: Iterable[int] | None = None
+        if self.isolator is not None:
+            over = self.isolator.step(trained=trained)
+        elif self.rounds_heard is not None:
+            over = self.rounds_heard()
         self.follower.step(trained=trained, over=over)
         self.progress.waiting = self.pool.waiting
         if self.watch is not None:

@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.errors import FedsimError
+from fedsim.proxy import LINKS_TAPPED
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wire import NOTE_FAILURE, read_experiment_config, read_run_directory
@@ -26,7 +27,11 @@ def main(grid: Grid, context: Context) -> None:
     if not run.config.is_file():
         write_plan(check(experiment), run)
     try:
-        (peers if experiment.decentralised else rounds).train(experiment, run, grid)
+        if experiment.decentralised:
+            peers.train(experiment, run, grid)
+        else:
+            tapped = bool(context.run_config.get(LINKS_TAPPED))
+            rounds.train(experiment, run, grid, tap_links=not tapped)
     except Exception as error:
         if context.run_config.get(NOTE_FAILURE):
             said = (

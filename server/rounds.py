@@ -55,8 +55,15 @@ DIVERGED = 10.0
 """Times the loss before training, from which training is said to diverge."""
 
 
-def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
+def train(experiment: Experiment, run: RunDirectory, grid: Grid, *, tap_links: bool = True) -> None:
     """Run every round that the run directory does not hold yet.
+
+    Args:
+        experiment: What to run.
+        run: Where records go.
+        grid: Where clients are reached.
+        tap_links: Whether an adversary on links listens at `grid`; false where somebody taps the
+            real ones.
 
     Raises:
         RunFailed: Clients do not answer, or aggregation failed; what was recorded is kept.
@@ -79,7 +86,7 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
     )
     ledger = ledger_of(experiment, chain, [len(share) for share in shares_of(experiment, task)])
     loop = _Rounds(experiment, run, task, model, strategy, exchange, nodes, ledger)
-    loop.place_adversary(grid, threat_of(experiment))
+    loop.place_adversary(grid, threat_of(experiment), tap_links=tap_links)
     if resumed is None:
         run.append_round(loop.evaluated({"round": 0}, arrays))
         checkpoint.save(run, 0, arrays, strategy)
@@ -161,8 +168,8 @@ class _Rounds:
         self.round = 0
         self.first_loss: float | None = None
 
-    def place_adversary(self, grid: Grid, threat: ThreatModel) -> None:
-        """Put the ear where the threat model says."""
+    def place_adversary(self, grid: Grid, threat: ThreatModel, *, tap_links: bool) -> None:
+        """Put the ear where the threat model says, if it is to be here."""
         at_link = threat.position is Position.LINK
         ear = Ear(
             threat=threat,
@@ -175,7 +182,7 @@ class _Rounds:
         self.tampering = self._tampering(threat)
         inner = self.tampering or self.guard
         if at_link:
-            self.grid = LinkTap(grid, ear)
+            self.grid = LinkTap(grid, ear) if tap_links else grid
             return
         sum_ear = SumEar(
             threat=threat,

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from fedsim.deployment.parts import HOST, Site
 from fedsim.deployment.processes import Part
 from fedsim.errors import RunFailed
 from fedsim.pool import AttackPool, ProcessPool
+from fedsim.proxy import LINKS_TAPPED, taps_links
+from fedsim.proxy.listening import rounds_heard
 from fedsim.records import RunDirectory
 from fedsim.wire import NOTE_FAILURE, run_config
 
@@ -36,6 +39,7 @@ class _Node:
     Attributes:
         number: The client that it plays.
         port: Of its Runtime API.
+        superlink: HOST:PORT where it reaches the SuperLink, or what stands before it.
         part: Its process; None once it is given up.
         key_file: Where its key lies; None where nodes have none.
         key: The key.
@@ -45,6 +49,7 @@ class _Node:
 
     number: int
     port: int
+    superlink: str
     part: Part | None = None
     key_file: Path | None = None
     key: ec.EllipticCurvePrivateKey | None = None
@@ -59,22 +64,22 @@ class _Federation:
     Attributes:
         site: Where its things are.
         address: Of the SuperLink.
-        meeting_point: Where nodes reach the SuperLink.
         certificates: What the SuperLink shows; None without TLS.
         superlink: Its process.
         server_app: The process of the ServerApp.
         executor: The process of the ClientApps.
+        tap: The process of who listens on links; None where nobody does.
         nodes: SuperNodes, by number.
         restarts: Times that the executor was started again.
     """
 
     site: Site
     address: str
-    meeting_point: str
     certificates: Certificates | None
     superlink: Part
     server_app: Part
     executor: Part
+    tap: Part | None = None
     nodes: list[_Node] = field(default_factory=list)
     restarts: int = 0
 
@@ -82,7 +87,7 @@ class _Federation:
         """End all parts; nodes first, who would look for a SuperLink that is gone."""
         nodes = [node.part for node in self.nodes if node.part is not None]
         processes.end([self.server_app, self.executor, *nodes])
-        processes.end([self.superlink])
+        processes.end([self.superlink] if self.tap is None else [self.tap, self.superlink])
 
 
 class Deployment:
@@ -113,18 +118,17 @@ class Deployment:
             self._oversee(federation)
         shutil.rmtree(logs)
 
-    def reach(self, superlink: str, stack: ExitStack) -> str:  # noqa: ARG002 - for who overrides it
-        """Return the HOST:PORT where SuperNodes reach the SuperLink.
-
-        The seam for whoever stands between them, a proxy for example: start it here, and hand
-        what ends it to `stack`.
-        """
-        return superlink
+    def rounds_heard(self) -> Iterable[int] | None:
+        """Return the rounds of which a tap on links heard everything; None without one."""
+        return range(1, rounds_heard(self.run) + 1) if taps_links(self.experiment) else None
 
     # starting
 
     def _start(self, site: Site, stack: ExitStack) -> _Federation:
-        port, *node_ports = processes.free_ports(1 + self.experiment.partition.clients)
+        clients = self.experiment.partition.clients
+        tapped = taps_links(self.experiment)
+        port, *ports = processes.free_ports(1 + (2 if tapped else 1) * clients)
+        node_ports, tap_ports = ports[:clients], ports[clients:]
         address = f"{HOST}:{port}"
         certificates = issue(site.home / "certificates") if self.experiment.engine.tls else None
         authority = certificates.authority if certificates else None
@@ -132,18 +136,25 @@ class Deployment:
         federation = _Federation(
             site=site,
             address=address,
-            meeting_point=address,
             certificates=certificates,
             superlink=parts.start_superlink(site, port, certificates),
             server_app=parts.start_server_app(site, address, authority),
             executor=parts.start_executor(site, node_ports),
-            nodes=[_Node(number, one) for number, one in enumerate(node_ports)],
+            tap=parts.start_tap(site, address, tap_ports, self.run.root) if tapped else None,
+            nodes=[
+                _Node(number, one, f"{HOST}:{tap_ports[number]}" if tapped else address)
+                for number, one in enumerate(node_ports)
+            ],
         )
         stack.callback(federation.end)
         processes.wait_until(
             lambda: processes.answers(address), federation.superlink, timeout_s=START_S
         )
-        federation.meeting_point = self.reach(address, stack)
+        if federation.tap is not None:
+            meeting_point = federation.nodes[-1].superlink
+            processes.wait_until(
+                lambda: processes.answers(meeting_point), federation.tap, timeout_s=START_S
+            )
         with Control(address, authority) as control:
             for node in federation.nodes:
                 if certificates is not None:
@@ -160,7 +171,7 @@ class Deployment:
             federation.site,
             node.number,
             of=self.experiment.partition.clients,
-            superlink=federation.meeting_point,
+            superlink=node.superlink,
             port=node.port,
             authority=certificates.authority if certificates else None,
             key=node.key_file,
@@ -171,7 +182,8 @@ class Deployment:
         app = {
             "publisher": "fedsim",
             "components": {"serverapp": DEPLOYED_SERVER_APP, "clientapp": DEPLOYED_CLIENT_APP},
-            "config": run_config(self.experiment, self.run) | {NOTE_FAILURE: True},
+            "config": run_config(self.experiment, self.run)
+            | {NOTE_FAILURE: True, LINKS_TAPPED: taps_links(self.experiment)},
         }
         project = {"name": "fedsim-run", "version": "1.0.0", "dependencies": []}
         return {"project": project, "tool": {"flwr": {"app": app}}}
@@ -187,6 +199,8 @@ class Deployment:
         while federation.server_app.ended is None:
             if federation.superlink.ended is not None:
                 raise _gone(federation.superlink)
+            if federation.tap is not None and federation.tap.ended is not None:
+                raise _gone(federation.tap)
             if federation.executor.ended is not None:
                 self._replace_executor(federation)
             for node in federation.nodes:

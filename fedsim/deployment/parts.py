@@ -13,6 +13,11 @@ from fedsim.deployment.processes import Part, start
 from fedsim.wire import PARTITION
 
 HOST = "127.0.0.1"
+SUPERLINK = "fedsim.deployment.superlink"
+SUPERNODE = "fedsim.deployment.supernode"
+EXECUTOR = "fedsim.deployment.executor"
+SERVER_APP = "fedsim.deployment.serverapp"
+TAP = "fedsim.proxy"
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,7 @@ def start_superlink(site: Site, port: int, certificates: Certificates | None) ->
         options += ["--ssl-ca-certfile", str(certificates.authority)]
         options += ["--ssl-certfile", str(certificates.server)]
         options += ["--ssl-keyfile", str(certificates.key), "--enable-supernode-auth"]
-    return start(
-        "superlink", "fedsim.deployment.superlink", options, home=site.home, logs=site.logs
-    )
+    return start("superlink", SUPERLINK, options, home=site.home, logs=site.logs)
 
 
 def start_supernode(
@@ -84,7 +87,7 @@ def start_supernode(
         options += ["--auth-supernode-private-key", str(key)]
     return start(
         f"supernode-{number}",
-        "fedsim.deployment.supernode",
+        SUPERNODE,
         options,
         home=site.home,
         logs=site.logs,
@@ -97,7 +100,7 @@ def start_executor(site: Site, ports: Sequence[int]) -> Part:
     options += ["--memory", str(site.home / "executor")]
     for port in ports:
         options += ["--supernode", f"{HOST}:{port}"]
-    return start("executor", "fedsim.deployment.executor", options, home=site.home, logs=site.logs)
+    return start("executor", EXECUTOR, options, home=site.home, logs=site.logs)
 
 
 def start_server_app(site: Site, superlink: str, authority: Path | None) -> Part:
@@ -105,6 +108,19 @@ def start_server_app(site: Site, superlink: str, authority: Path | None) -> Part
     options = ["--superlink", superlink, "--superexec-auth-secret-file", str(site.secret)]
     if authority is not None:
         options += ["--root-certificates", str(authority)]
-    return start(
-        "serverapp", "fedsim.deployment.serverapp", options, home=site.home, logs=site.logs
-    )
+    return start("serverapp", SERVER_APP, options, home=site.home, logs=site.logs)
+
+
+def start_tap(site: Site, superlink: str, ports: Sequence[int], run: Path) -> Part:
+    """Start who stands between nodes and SuperLink and listens.
+
+    Args:
+        site: Where things are.
+        superlink: HOST:PORT where it reaches the SuperLink.
+        ports: Where the SuperNode of each client reaches it, by number of the client.
+        run: The run directory, where what it hears goes.
+    """
+    options = ["--upstream", superlink, "--run", str(run.resolve())]
+    for client, port in enumerate(ports):
+        options += ["--listen", f"client-{client}@{HOST}:{port}"]
+    return start("tap", TAP, options, home=site.home, logs=site.logs)

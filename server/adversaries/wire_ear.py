@@ -1,0 +1,108 @@
+"""The eavesdropper on real links: hears messages one by one, as they were rebuilt from traffic."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Message, MessageType
+
+from fedsim.config import Experiment
+from fedsim.defenses import build_chain, encrypts_links, private_clients
+from fedsim.knowledge import read_knowledge
+from fedsim.records import RunDirectory
+from fedsim.threat import threat_of
+from fedsim.wire import ARRAYS, CONFIG, PARTITION, ROUND, shared_buffers, shared_parameters
+from server.adversaries.ear import Ear
+from server.guard import Exchange
+
+MOST_UNANSWERED = 100_000
+"""Messages to nodes that wait for an answer."""
+
+
+class WireEar:
+    """Does for a real link what `LinkTap` does for a simulated one.
+
+    It knows no more than it hears: which node plays which client it learns when the server asks
+    them. What a model looks like the threat model grants.
+
+    Args:
+        experiment: What is listened to.
+        run: Where observations go.
+        on_round: Told the number of each round once everything of it was heard.
+    """
+
+    def __init__(
+        self, experiment: Experiment, run: RunDirectory, on_round: Callable[[int], None]
+    ) -> None:
+        chain = build_chain(experiment)
+        model = read_knowledge(run).model
+        if model is None:
+            raise ValueError("who taps a link must know the architecture")
+        self.on_round = on_round
+        self.clients = experiment.partition.clients
+        self.client_of: dict[int, int] = {}
+        self.run_id: int | None = None
+        self.round = 0
+        self.ear = Ear(
+            threat=threat_of(experiment),
+            scope=experiment.adversary,
+            exchange=Exchange(
+                kind=experiment.training.update_kind,
+                parameters=shared_parameters(model),
+                buffers=shared_buffers(model),
+                learning_rate=experiment.training.learning_rate,
+                client_of=self.client_of,
+                reports_loss=not private_clients(chain),
+            ),
+            keep=run.write_observation,
+            encrypted=encrypts_links(chain),
+        )
+        self._asked: OrderedDict[str, tuple[int, int, ArrayRecord | None]] = OrderedDict()
+
+    def asked(self, identity: str, message: Message) -> None:
+        """Hear what the server says to a node.
+
+        Args:
+            identity: Of the message, as an answer to it names it.
+            message: Whole; it is not changed.
+        """
+        about = message.metadata
+        if self.run_id is None:
+            self.run_id = about.run_id
+        if about.run_id != self.run_id or not message.has_content():  # rounds of another run
+            return
+        if about.message_type == MessageType.QUERY:
+            self._remember(identity, about.dst_node_id, 0, None)
+        elif about.message_type == MessageType.TRAIN:
+            server_round = message.content.config_records[CONFIG][ROUND]
+            if not isinstance(server_round, int):
+                return
+            # a server goes on when it has what it waits for: nothing of earlier rounds will count
+            if server_round > self.round:
+                if self.round:
+                    self.on_round(server_round - 1)
+                self.round = server_round
+                for old in [one for one, asked in self._asked.items() if asked[2] is not None]:
+                    del self._asked[old]
+            arrays = message.content.array_records[ARRAYS]
+            self._remember(identity, about.dst_node_id, server_round, arrays)
+
+    def answered(self, identity: str, reply: Message) -> None:  # noqa: ARG002 - as `asked`
+        """Hear what a node answers; only its first answer to a message counts."""
+        about = reply.metadata
+        asked = self._asked.get(about.reply_to_message_id)
+        if asked is None or asked[0] != about.src_node_id:
+            return
+        node, server_round, arrays = self._asked.pop(about.reply_to_message_id)
+        if arrays is not None:
+            self.ear.hear(server_round, arrays, reply)
+        elif reply.has_content():
+            client = reply.content.config_records[CONFIG][PARTITION]
+            if isinstance(client, int) and 0 <= client < self.clients:
+                self.client_of[node] = client
+
+    def _remember(
+        self, identity: str, node: int, server_round: int, arrays: ArrayRecord | None
+    ) -> None:
+        self._asked[identity] = (node, server_round, arrays)
+        while len(self._asked) > MOST_UNANSWERED:
+            self._asked.popitem(last=False)
