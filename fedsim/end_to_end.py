@@ -31,6 +31,10 @@ OVERHEAD_BYTES = NONCE_BYTES + 16
 """What a message is longer when it is sealed: nonce and tag."""
 
 _VERSION = "fedsim end to end 1"
+_UNLIKE_OURS = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+)
+"""What taking apart a file of keys raises that is not as it should be."""
 
 
 class Unreadable(FedsimError):
@@ -179,7 +183,7 @@ class Keyring:
                 known=known,
             )
             _ = ring.public
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _UNLIKE_OURS as error:
             raise KeysDiffer(f"the file of keys is damaged: {error}") from error
         return ring
 

@@ -28,7 +28,7 @@ LARGEST_DOCUMENT = 64 * 2**20
 LARGEST_LOG = 2**30
 """Bytes of one log."""
 _LONGEST_NAME = 255
-_UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
+_UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 """What taking a record apart raises that is not as it should be."""
 
 Record = dict[str, Any]

@@ -22,9 +22,9 @@ from scipy.io import savemat
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
 from fedsim.config import parse_experiment, shipped
+from fedsim.data.matlab import read_mat
 from fedsim.data.mnist import read_idx
 from fedsim.data.pickled import read_pickled_arrays
-from fedsim.data.svhn import read_mat
 from fedsim.end_to_end import Keyring, KeysDiffer, Where
 from fedsim.errors import FedsimError
 from fedsim.files import (
