@@ -17,6 +17,7 @@ from fedsim.watch.cards import Order, Wanted, cards
 from fedsim.watch.feed import MOST_LISTENERS, Feed, Position
 from fedsim.watch.guard import Guard
 from fedsim.watch.pictures import MissingPicture
+from fedsim.watch.values import name
 
 SCRIPTS = ("page", "dom", "charts", "graph", "gallery", "spotlight")
 """Modules of the page, `static/NAME.js`."""
@@ -67,11 +68,11 @@ def _add_page(app: FastAPI) -> None:
     async def css() -> Response:
         return Response(style, media_type="text/css")
 
-    @app.get("/{name}.js")
-    async def script(name: str) -> Response:
-        if name not in scripts:
+    @app.get("/{module}.js")
+    async def script(module: str) -> Response:
+        if module not in scripts:
             raise MissingPicture
-        return Response(scripts[name], media_type="text/javascript")
+        return Response(scripts[module], media_type="text/javascript")
 
     @app.get("/favicon.ico")
     async def icon() -> Response:
@@ -127,7 +128,13 @@ def _add_pictures(app: FastAPI, feed: Feed) -> None:
     @app.get("/so-far/{worker}/{observation}/{image}.png")
     def so_far(worker: str, observation: str, image: int) -> Response:
         _check(image)
-        return png(lambda: feed.pictures.so_far(worker, observation, image, *about(observation)))
+        if name(worker) is None:
+            raise MissingPicture
+        where = about(observation)
+        try:
+            return png(lambda: feed.pictures.so_far(worker, observation, image, *where))
+        except MissingPicture:  # the job has just ended: no error, and nothing to show
+            return Response(status_code=204)
 
 
 def _check(place: int) -> None:

@@ -18,7 +18,7 @@ MOST_NODES = 1_000
 """Clients that are drawn; of more, the first."""
 MOST_LINKS = 8_000
 """Links that are drawn; those that are heard before the others."""
-ONE_RING = 60
+ONE_RING = 120
 """Clients that stand in one circle around a server."""
 SERVER = -1
 """The number of the server, as a node."""

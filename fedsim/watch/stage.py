@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.files import Record
-from fedsim.report.wording import SPACE, adversary, count, decibels, percent
+from fedsim.report.wording import SPACE, adversary, decibels, percent
 from fedsim.watch.values import text
 
 QUIET_S = 90.0
@@ -112,14 +112,15 @@ def headline(
         ),
     )
     row = on_images[best]
+    images = f"{row['images']:,} image{'s' * (row['images'] != 1)}"
     limit = f"{row['threshold'] or 0:g}{SPACE}dB"
     told = best if honest else f"{best}, an oracle"
     guessing = f"guessing the data mean gives {decibels(row['baseline'])}"
     if row["recovered"]:
-        what = f"{row['recovered']} of {count(row['images'], 'image')}"
+        what = f"{row['recovered']:,} of {images}"
         return f"{who} has recovered {what}{far}, to {limit} or better ({told}); {guessing}."
     return (
-        f"{who} has recovered none of {count(row['images'], 'image')}{far} to {limit}; {told} came "
+        f"{who} has recovered none of {images}{far} to {limit}; {told} came "
         f"closest with a median of {decibels(row['median'])}, and {guessing}."
     )
 

@@ -41,7 +41,9 @@ export const percent = (value) => (there(value) ? (100 * value).toFixed(1).repla
 
 export const number = (value, digits = 3) => (there(value) ? String(Number(value.toPrecision(digits))) : NOTHING);
 
-export const count = (amount, one) => `${amount} ${amount === 1 ? one : one + "s"}`;
+export const whole = (value) => value.toLocaleString("en");
+
+export const count = (amount, one) => `${whole(amount)} ${amount === 1 ? one : one + "s"}`;
 
 export function duration(seconds) {
   if (!there(seconds)) return NOTHING;

@@ -130,6 +130,7 @@ function update(there, card) {
   there.title.firstChild.textContent = `${card.victim}, round ${card.round}`;
   there.title.lastChild.textContent = card.rank;
   showOriginal(there.original, card);
+  there.grid.style.gridTemplateColumns = `repeat(${Math.max(3, Math.min(5, card.tiles.length + 1))}, minmax(0, 1fr))`;
   const label = there.grid.firstChild.querySelector("figcaption");
   label.lastChild.textContent = caption(card);
   const names = new Set(card.tiles.map((tile) => tile.attack));
@@ -221,7 +222,10 @@ export function setPicture(film, address, frames) {
   if (film.image?.dataset.address !== address) {
     const image = element("img", { alt: "", loading: "lazy", decoding: "async", "data-address": address });
     image.addEventListener("load", () => fit(film, image, frames));
-    image.addEventListener("error", () => film.image === image && film.box.replaceChildren(element("span", { class: "state" }, "not there")));
+    image.addEventListener("error", () => {
+      const passing = address.startsWith("/so-far"); // its job has just ended, and the guess comes
+      if (film.image === image && !passing) film.box.replaceChildren(element("span", { class: "state" }, "not there"));
+    });
     image.src = address;
     if (film.image && film.frames === 1 && frames === 1) {
       // the next guess takes the place of the last one when it is there, without a gap

@@ -44,7 +44,7 @@ function build(graph, page, choose) {
     mark.append(name);
     const words = one === SERVER ? "server" : String(one);
     const size = one === SERVER ? 11 : Math.min(0.5 * across, (1.25 * across) / words.length);
-    const label = size >= 4.5 ? drawn("text", { x, y, "font-size": size.toFixed(1) }, words) : null;
+    const label = size >= 5 ? drawn("text", { x, y, "font-size": size.toFixed(1) }, words) : null;
     if (one !== SERVER && !own) {
       mark.classList.add("victim");
       mark.addEventListener("click", () => choose(one));
@@ -67,7 +67,7 @@ function colour(graph, page) {
     const value = best[one];
     const share = value === undefined ? null : Math.max(0, Math.min(1, (value - guess) / (STRONGEST - guess)));
     mark.style.fill = share === null ? "var(--grid)" : `color-mix(in srgb, var(--c0) ${Math.round(10 + 90 * share)}%, var(--paper))`;
-    mark.classList.toggle("active", page.state?.live === true && active.has(one) && !mark.classList.contains("own"));
+    mark.classList.toggle("active", page.state?.live === true && active.has(one) && label !== null && !mark.classList.contains("own"));
     label?.classList.toggle("on", share !== null && share > 0.5);
     name.textContent = `${page.run?.peers ? "peer" : "client"} ${one}: ${value === undefined ? "nothing recovered yet" : `best image ${decibels(value)}`}`;
   }

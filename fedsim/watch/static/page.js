@@ -1,7 +1,7 @@
 // Listens to the run and keeps the page up to date; goes on by itself when the server comes back.
 
 import { drawCurves } from "./charts.js";
-import { byId, count, decibels, duration, element, number, percent, say, show } from "./dom.js";
+import { byId, count, decibels, duration, element, number, percent, say, show, whole } from "./dom.js";
 import { chooseVictim, drawVictims, forgetCards, openGallery, refreshSoon, refresh } from "./gallery.js";
 import { drawGraph } from "./graph.js";
 import { openSpotlight } from "./spotlight.js";
@@ -99,8 +99,8 @@ function drawFigures() {
   const figures = [
     ["Round", state.round === null ? "\u2013" : `${state.round} of ${run.rounds}`, pace + left],
     ["Accuracy", percent(evaluated?.[0]), evaluated && evaluated[1] !== null ? `loss ${number(evaluated[1])}` : ""],
-    ["Images recovered", best ? `${best[1].recovered} of ${best[1].images}` : "\u2013", best ? `by ${page.nameOf(best[0])}, median ${decibels(best[1].median)}` : `${count(state.heard, "update")} heard`],
-    ["Attacks", `${state.done} done`, state.live ? `${state.running} at work, ${state.waiting} waiting` : state.waiting ? `${state.waiting} not made` : "none left"],
+    ["Images recovered", best ? `${whole(best[1].recovered)} of ${whole(best[1].images)}` : "\u2013", best ? `by ${page.nameOf(best[0])}, median ${decibels(best[1].median)}` : `${count(state.heard, "update")} heard`],
+    ["Attacks", `${whole(state.done)} done`, state.live ? `${state.running} at work, ${whole(state.waiting)} waiting` : state.waiting ? `${whole(state.waiting)} not made` : "none left"],
     ["Speed", state.per_minute ? `${state.per_minute} a minute` : done ? `${duration(spent / done)}` : "\u2013", state.per_minute ? `${duration(done ? spent / done : null)} of work each` : done ? "of work for each attack" : "no attack is done yet"],
   ];
   byId("figures").replaceChildren(...figures.map(([name, value, note]) =>
@@ -126,13 +126,13 @@ function drawAttacks() {
   const heads = ["Attack", "Done", "Recovered", "Median", "Best", "Each"];
   const cells = names.map((name) => {
     const row = rows[name];
-    const failed = row?.failed ? element("small", { class: "bad" }, `${row.failed} failed`) : null;
-    const unscored = row?.unscored ? element("small", {}, `${row.unscored} unscored`) : null;
+    const failed = row?.failed ? element("small", { class: "bad" }, `${whole(row.failed)} failed`) : null;
+    const unscored = row?.unscored ? element("small", {}, `${whole(row.unscored)} unscored`) : null;
     const ended = row ? row.done + row.unfinished + row.failed + row.unscored : 0;
-    const got = !row ? "\u2013" : row.images ? `${row.recovered} of ${row.images}` : row.labels === null ? "\u2013" : `${percent(row.labels)} of labels`;
+    const got = !row ? "\u2013" : row.images ? `${whole(row.recovered)} of ${whole(row.images)}` : row.labels === null ? "\u2013" : `${percent(row.labels)} of labels`;
     return element("tr", {},
       element("th", { scope: "row" }, page.nameOf(name)),
-      element("td", { class: "right" }, String(ended), failed, unscored),
+      element("td", { class: "right" }, whole(ended), failed, unscored),
       element("td", { class: "right" }, got),
       element("td", { class: "right" }, decibels(row?.median)),
       element("td", { class: "right" }, decibels(row?.best)),
