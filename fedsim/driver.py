@@ -111,6 +111,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     watch: Watch | None = None,
+    into: RunDirectory | None = None,
 ) -> RunResult:
     """Run an experiment: train, eavesdrop, invert, score, report.
 
@@ -118,6 +119,7 @@ def run(
         experiment: A checked experiment, a TOML file, or the name of a shipped one.
         overrides: `key=value` texts, as `--set` takes them.
         watch: Told of progress.
+        into: A run directory that holds nothing yet; unset means a new one.
 
     Raises:
         ConfigError: The experiment cannot be run; nothing was started.
@@ -129,7 +131,7 @@ def run(
     elif overrides:
         experiment = parse_experiment(experiment.to_toml(), overrides=overrides)
     plan = check(experiment)
-    directory = RunDirectory.create(Path(experiment.output.directory), experiment.name)
+    directory = into or RunDirectory.create(Path(experiment.output.directory), experiment.name)
     with _recording(directory):
         write_plan(plan, directory)
     return _go(plan, directory, watch)
