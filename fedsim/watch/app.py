@@ -19,7 +19,7 @@ from fedsim.watch.guard import Guard
 from fedsim.watch.pictures import MissingPicture
 from fedsim.watch.values import name
 
-SCRIPTS = ("page", "dom", "charts", "graph", "gallery", "spotlight")
+SCRIPTS = ("page", "dom", "charts", "graph", "gallery", "spotlight", "traffic")
 """Modules of the page, `static/NAME.js`."""
 Number = Annotated[int | None, Query(ge=0, le=10**9)]
 

@@ -18,6 +18,7 @@ from fedsim.watch.listing import Heard, trailing_number
 from fedsim.watch.scores import ScoreBook
 from fedsim.watch.stage import headline, stage_of
 from fedsim.watch.tail import Line, Tail
+from fedsim.watch.traffic import Traffic
 from fedsim.watch.values import document, listed, name, number, rounded, table, text, whole
 from fedsim.watch.workers import Working, at_work
 
@@ -49,6 +50,7 @@ class Watched:
         self.heard = Heard(root / "observations")
         self.events_log, self.rounds_log = Tail(root / "events.jsonl"), Tail(root / "rounds.jsonl")
         self.scores_log = Tail(root / "scores.jsonl")
+        self.traffic_log, self.traffic = Tail(root / "traffic.jsonl"), Traffic()
         self.events: deque[Record] = deque(maxlen=MOST_EVENTS)
         self.num_events = 0
         self.config: Record = {}
@@ -82,6 +84,7 @@ class Watched:
             self.version += 1
             self._read_documents()
             more = self._read_rounds() | self._read_scores() | self._read_events()
+            more |= self._read_traffic()
             heard = self.heard.look()
             now = time.time()
             self.working = at_work(self.root, self.book.entries.keys(), now)
@@ -172,6 +175,16 @@ class Watched:
                     "message": without_paths(text(record.get("message"))),
                 }
             )
+        return growth.more
+
+    def _read_traffic(self) -> bool:
+        growth = self.traffic_log.look()
+        if growth.anew:
+            self.traffic = Traffic()
+        for line in growth.lines:
+            self.traffic.add(line)
+        if growth.lines or growth.anew:
+            self._put("traffic", self.traffic.section())
         return growth.more
 
     # sections

@@ -53,6 +53,13 @@ export function duration(seconds) {
   return Math.floor(minutes / 60) + SPACE + "h" + SPACE + String(minutes % 60).padStart(2, "0") + SPACE + "min";
 }
 
+export function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  let place = 0;
+  for (; place < 3 && bytes >= 1000; place++) bytes /= 1000;
+  return bytes.toFixed(place === 0 || bytes >= 100 ? 0 : 1) + SPACE + units[place];
+}
+
 export const colourOf = (series) => `c${((series % 8) + 8) % 8}`;
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -5,9 +5,10 @@ import { byId, count, decibels, duration, element, number, percent, say, show, w
 import { chooseVictim, drawVictims, forgetCards, openGallery, refreshSoon, refresh } from "./gallery.js";
 import { drawGraph } from "./graph.js";
 import { openSpotlight } from "./spotlight.js";
+import { drawTraffic } from "./traffic.js";
 
 const SILENT_MS = 35000, AGAIN_MS = 1500;
-const SECTIONS = ["run", "state", "headline", "attacks", "best", "graph", "events", "stamp"];
+const SECTIONS = ["run", "state", "headline", "attacks", "best", "graph", "events", "stamp", "traffic"];
 
 const page = {
   reading: "",
@@ -53,6 +54,7 @@ function draw(told) {
   drawVictims();
   drawGraph(page, chooseVictim);
   if (told.full || told.rounds.length || Object.keys(told.points).length || told.attacks) drawCurves(page);
+  if (told.full || told.traffic) drawTraffic(page);
   drawAttacks();
   if (told.events) drawEvents();
   if (told.full) refresh();

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.files import replace_json, replace_tensors
+from fedsim.files import append_line, replace_json, replace_tensors
 from fedsim.records import RunDirectory
 from tests.fedsim.conftest import MadeRun, Make
 from tests.fedsim.watch.browser import Tab, find_browser, open_tab
@@ -256,3 +256,33 @@ def test_the_spotlight_steps_through_the_looks_of_an_attack(
     assert "step 100" in tab.evaluate(says("spot-what"))
     assert tab.evaluate(says("play")) == "Play"
     assert tab.evaluate("document.querySelector('#spot-guess img').style.left") == "-100%"
+
+
+def test_traffic_of_tapped_links_is_shown_where_it_was_recorded(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "run", rounds=10, clients=4)
+    made.begin()
+    tab.look(400)
+    tab.open(serve(made.run.root).address)
+    tab.wait_for(f"{says('badge')} === 'training'")
+    assert tab.evaluate("document.getElementById('traffic').hidden")
+
+    for place in range(40):
+        append_line(
+            made.run.root / "traffic.jsonl",
+            {
+                "time": f"2026-01-02T03:04:{place:02}.000+00:00",
+                "seconds": 0.2,
+                "connection": place % 3,
+                "link": f"client-{place % 3}",
+                "direction": "up" if place % 2 else "down",
+                "bytes": 10 ** (1 + place % 6),
+                "encrypted": True,
+            },
+        )
+
+    tab.wait_for("document.querySelectorAll('#links tbody tr').length === 3")
+    assert "All of it is encrypted" in tab.evaluate(says("traffic"))
+    assert tab.evaluate("document.querySelectorAll('#bursts rect').length") == 40
+    assert tab.evaluate(TOO_WIDE) == 0
