@@ -31,6 +31,7 @@ from fedsim.engines.local import (
     failure,
     server_context,
 )
+from fedsim.engines.ray_private import keep_to_ourselves, reach_out
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record
 from fedsim.pool import AttackPool, Job
@@ -286,6 +287,9 @@ class Ray:
 def join_cluster(address: str, workers: int) -> None:
     """Start Ray on this machine ("local"), with room for so many workers, or join a cluster.
 
+    A cluster of this machine listens on the loopback address, without dashboard, and asks for a
+    token. One that is joined is as its owner made it.
+
     Raises:
         ConfigError: There is no such cluster.
     """
@@ -295,6 +299,9 @@ def join_cluster(address: str, workers: int) -> None:
     if address == "local":
         # never without an address: a cluster that died leaves a pointer that blocks for ever
         settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        keep_to_ourselves()
+    else:
+        reach_out()
     try:
         _require_listener(address)
         ray.init(address=address, **settings)
