@@ -107,7 +107,10 @@ def _observation(folder: Path, record: Record, tensors: Tensors) -> Observation:
 def _read_model(folder: Path, part: str, sha256: str | None) -> dict[str, Tensor] | None:
     if sha256 is None:
         return None
-    return read_tensors(folder / "models" / f"{part}-{sha256[:32]}.safetensors")[0]
+    path = folder / "models" / f"{part}-{sha256[:32]}.safetensors"
+    if not path.is_file():
+        raise Damaged(f"{path}: not there, and an observation was heard at these {part}")
+    return read_tensors(path)[0]
 
 
 class Heard(Sequence[Observation]):

@@ -304,7 +304,7 @@ def _expected(
         size = size // num_chunks + (place < size % num_chunks)
     if kind is MessageKind.SPARSE_CHANGE and "values" in arrays:
         shape = tuple(arrays["values"].shape)
-        if len(shape) != 1 or not isinstance(shape[0], int) or not 0 <= shape[0] <= size:
+        if len(shape) != 1 or type(shape[0]) is not int or not 0 <= shape[0] <= size:
             raise BadReply(f"'values' must be at most {size} numbers, got shape {shape}")
         size = shape[0]
     forms = {"mass": ((1,), torch.float64), "places": ((size,), torch.int64)}

@@ -110,7 +110,7 @@ def unsealed(one: Addressed, ring: Keyring, where: Where) -> tuple[Addressed, in
         raise BadReply("it is not encrypted, and protocol.encrypted asks for it")
     array = one.arrays[SEALED]
     shape = tuple(array.shape)
-    if len(shape) != 1 or not isinstance(shape[0], int) or not 0 <= shape[0] <= len(array.data):
+    if len(shape) != 1 or type(shape[0]) is not int or not 0 <= shape[0] <= len(array.data):
         raise BadReply(f"an encrypted message must be a row of bytes, got shape {shape}")
     template = torch.empty(shape, dtype=torch.uint8, device="meta")
     sealed = check_tensor(SEALED, array, template).numpy().tobytes()
