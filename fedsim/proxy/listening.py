@@ -127,12 +127,13 @@ class Tap:
                 continue
             if piece is None:
                 break
+            reading.take(piece)
             with self._lock:
                 self._behind -= len(piece.data)
-                missed, self._missed = self._missed, set()
+                missed = {one for one in self._missed if one in reading.wires}
+                self._missed -= missed
             for connection in missed:
                 reading.deafen(connection, "tap-behind", "more crossed than could be read")
-            reading.take(piece)
         reading.close()
 
     def _find_run(self) -> RunDirectory | None:

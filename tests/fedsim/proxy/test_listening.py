@@ -1,0 +1,262 @@
+"""What a tap makes of what crosses, beside the relay."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from clients.app import app
+from fedsim.config import parse_experiment
+from fedsim.deployment.bundles import bundle
+from fedsim.engines.flower_private import assume_server_identity
+from fedsim.engines.in_process import InProcessGrid
+from fedsim.proxy import listening
+from fedsim.proxy.listening import MOST_EVENTS, Tap, rounds_heard
+from fedsim.proxy.traffic import by_link, read_traffic
+from fedsim.records import RunDirectory
+from fedsim.stages.prepare import check, write_plan
+from server.grids import WrappedGrid
+from server.rounds import train
+from tests.fedsim.proxy.traffic_maker import from_node, in_pieces, on_the_wire, to_node
+
+TINY = """
+name = "tiny"
+rounds = 2
+partition = { clients = 2 }
+model = { name = "mlp", options = { hidden = [6] } }
+adversary = { threat = "THREAT" }
+"""
+
+
+def prepared(folder: Path, threat: str = "link-tap") -> RunDirectory:
+    run = RunDirectory.create(folder, "tiny")
+    write_plan(check(parse_experiment(TINY.replace("THREAT", threat))), run)
+    return run
+
+
+class Nodes(WrappedGrid):
+    """Has what a ServerApp and its clients say cross a tap, a connection per node, bundled."""
+
+    tap: Tap
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        messages = list(messages)
+        for message in messages:
+            sent = Message(bundle(message.content), message.metadata.dst_node_id, "train")
+            sent.metadata.message_type = message.metadata.message_type
+            message.metadata.__dict__["_message_id"] = sent.object_id
+            self.cross(to_node(sent), message.metadata.dst_node_id)
+        replies = list(self.inner.send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            said = reply.content
+            reply.content = bundle(said)
+            self.cross(from_node(reply), reply.metadata.src_node_id)
+            reply.content = said
+        return replies
+
+    def cross(self, calls: "list[tuple[str, bytes, bytes]]", node: int) -> None:
+        for direction, data in on_the_wire(calls, chunked=node % 2 == 0):
+            for piece in in_pieces(data, (1, 500, 40_000)):
+                self.tap.crossed(node, direction, piece)  # type: ignore[arg-type]
+
+
+def test_what_is_heard_on_a_wire_is_what_a_tap_at_the_server_hears(tmp_path: Path) -> None:
+    plain, run = prepared(tmp_path), prepared(tmp_path)
+    tiny = parse_experiment(TINY.replace("THREAT", "link-tap"))
+    train(tiny, plain, InProcessGrid(tiny, plain, app))
+
+    grid = Nodes(InProcessGrid(tiny, run, app))
+    grid.tap = Tap(run.root)
+    for number, node in enumerate(grid.get_node_ids()):
+        grid.tap.opened(node, f"client-{number}")
+    train(tiny, run, grid, tap_links=False)
+    grid.tap.close()
+
+    assert run.observation_records() == plain.observation_records()
+    assert len(run.observation_records()) == 4
+    assert run.views_sha256() == plain.views_sha256()
+    assert run.events() == []
+    assert rounds_heard(run) == 1
+    links = by_link(read_traffic(run.root))
+    assert [one.link for one in links] == ["client-0", "client-1"]
+    assert not any(one.encrypted for one in links)
+
+
+def until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20.0
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_of_what_is_encrypted_there_is_nothing_but_sizes_and_times(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    tap, rng = Tap(run.root), random.Random(1)
+
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"\x16\x03\x01" + rng.randbytes(500))
+    tap.crossed(0, "up", rng.randbytes(100))
+    tap.crossed(0, "down", rng.randbytes(7000))
+    tap.crossed(0, "up", rng.randbytes(9))
+    tap.closed(0)
+    tap.close()
+
+    bursts = read_traffic(run.root)
+    assert [(one["direction"], one["bytes"]) for one in bursts] == [
+        ("up", 603),
+        ("down", 7000),
+        ("up", 9),
+    ]
+    assert all(one["encrypted"] and one["link"] == "client-0" for one in bursts)
+    assert run.observation_records() == []
+    assert run.events() == []
+    (link,) = by_link(bursts)
+    assert (link.bytes_up, link.bytes_down, link.connections, link.bursts) == (612, 7000, 1, 3)
+    assert link.encrypted
+
+
+def test_a_burst_ends_with_a_pause_and_is_written_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "LOOK_S", 0.05)
+    monkeypatch.setattr("fedsim.proxy.traffic.PAUSE_S", 0.1)
+    run = prepared(tmp_path)
+    tap = Tap(run.root)
+
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"\x16abc")
+    until(lambda: len(read_traffic(run.root)) == 1)
+    tap.crossed(0, "up", b"de")
+    tap.close()
+
+    assert [one["bytes"] for one in read_traffic(run.root)] == [4, 2]
+
+
+def test_garbage_is_an_event_and_the_next_connection_is_heard(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    tap, rng = Tap(run.root), random.Random(2)
+
+    for connection in range(100):
+        tap.opened(connection, f"client-{connection % 2}")
+        for _ in range(5):
+            tap.crossed(connection, rng.choice(("up", "down")), rng.randbytes(46) + b"\r\n\r\n")
+        tap.closed(connection)
+    tap.close()
+
+    events = run.events()
+    assert len(events) == MOST_EVENTS
+    assert {one["kind"] for one in events} == {"tap-garbled"}
+    assert events[-1]["message"].endswith("more of this kind are not recorded")
+    assert sum(one["bytes"] for one in read_traffic(run.root)) == 100 * 250
+
+
+def test_a_tap_that_is_left_behind_says_so_and_relays_unheard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    found = Tap._find_run
+
+    def late(tap: Tap) -> RunDirectory | None:
+        gate.wait(20)
+        return found(tap)
+
+    monkeypatch.setattr(Tap, "_find_run", late)
+    run = prepared(tmp_path)
+    tap = Tap(run.root, most_behind=1000)
+
+    tap.opened(0, "client-0")
+    for _ in range(100):
+        tap.crossed(0, "up", bytes(100))
+    gate.set()
+    tap.close()
+
+    assert sum(one["bytes"] for one in read_traffic(run.root)) == 1000
+    assert [one["kind"] for one in run.events()] == ["tap-behind"]
+
+
+def test_it_waits_for_a_run_and_loses_nothing_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "LOOK_S", 0.05)
+    old = prepared(tmp_path)
+    tap = Tap(tmp_path)
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"\x16abc")
+
+    new = prepared(tmp_path)
+    until(lambda: (new.root / "heard.json").is_file())
+    tap.close()
+
+    assert len(read_traffic(new.root)) == 1
+    assert read_traffic(old.root) == []
+
+
+def test_it_ends_before_there_is_a_run(tmp_path: Path) -> None:
+    tap = Tap(tmp_path / "none")
+    tap.opened(0, "client-0")
+
+    tap.close()
+
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_tap_that_breaks_lets_everything_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = prepared(tmp_path)
+    run.config.write_text("no = [toml")
+    tap = Tap(run.root)
+    until(lambda: not tap._thread.is_alive())
+
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"x")
+    tap.closed(0)
+    tap.close()
+
+    assert tap._pieces.qsize() == 1  # the end, and nothing before it
+    assert "hears nothing any more" in caplog.text
+
+
+def test_a_full_disk_is_an_event_if_that_can_be_written_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedsim.proxy.traffic.append_line", full)
+    tap = Tap(run.root)
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"\x16x")
+    tap.crossed(0, "down", b"y")
+    tap.closed(0)
+    tap.close()
+
+    (event,) = run.events()
+    assert event["kind"] == "tap-lost"
+    assert "No space left on device" in event["message"]
+
+
+@pytest.mark.parametrize("threat", ["curious-server"])
+def test_where_no_link_is_tapped_it_counts_alone(tmp_path: Path, threat: str) -> None:
+    run = prepared(tmp_path, threat)
+    assume_server_identity(1)
+    asked = Message(RecordDict({"config": ConfigRecord({})}), 7, "train")
+    tap = Tap(run.root)
+
+    tap.opened(0, "client-0")
+    for direction, data in on_the_wire(to_node(asked)):
+        tap.crossed(0, direction, data)  # type: ignore[arg-type]
+    tap.close()
+
+    assert read_traffic(run.root)
+    assert run.events() == []
+    assert json.loads((run.root / "heard.json").read_text()) == {"round": 0}
