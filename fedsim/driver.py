@@ -14,7 +14,7 @@ from fedsim.catalog import resolve
 from fedsim.config import Experiment, parse_experiment, read_experiment
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, RunFailed, trail
-from fedsim.files import Record, digest, part_of, read_json, read_tensors
+from fedsim.files import Record, digest, part_of, read_json, read_tensors, reading
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import RunDirectory
 from fedsim.report.page import build as build_report
@@ -160,7 +160,8 @@ def _forget_after_checkpoint(directory: RunDirectory) -> None:
     """Forget a round between peers that is played again: nobody may read half of it before."""
     last = 0
     if directory.checkpoint.is_file():
-        last = int(read_tensors(directory.checkpoint)[1]["round"])
+        with reading(directory.checkpoint):
+            last = int(read_tensors(directory.checkpoint)[1]["round"])
     directory.rewrite_log("rounds", [one for one in directory.rounds() if one["round"] <= last])
     forget_views(directory, after=last)
 
