@@ -139,13 +139,18 @@ def prepare(places: Places) -> None:
 # node
 
 
-def node(places: Places, address: str) -> int:
-    """Play a client until told to stop; return an exit code."""
+def node(places: Places, port: int = NODE_PORT) -> int:
+    """Play a client until told to stop; return an exit code.
+
+    Args:
+        places: Where things lie.
+        port: Where its executor reaches the SuperNode.
+    """
     me = enrol(places.enrolment, places.node)
     LOG.info("this node plays client %d", me.number)
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder, ExitStack() as stack:
         site = Site(Path(folder), Path(folder))
-        executor = parts.start_executor(site, [NODE_PORT])  # imports much: let it begin
+        executor = parts.start_executor(site, [port])  # imports much: let it begin
         stack.callback(processes.end, [executor])
         while places.tls and not me.welcome:
             time.sleep(0.2)
@@ -153,8 +158,8 @@ def node(places: Places, address: str) -> int:
             site,
             me.number,
             of=me.number + 1,  # how many there will be, nobody knows yet, and nobody asks
-            superlink=address,
-            port=NODE_PORT,
+            superlink=places.superlink,
+            port=port,
             authority=places.authority,
             key=me.key if places.tls else None,
         )
@@ -347,7 +352,7 @@ def main() -> None:
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("prepare", help="make certificates and a secret, once")
     playing = roles.add_parser("node", help="play a client")
-    playing.add_argument("--superlink", help="HOST:PORT, unset: of FEDSIM_SUPERLINK")
+    playing.add_argument("--port", type=int, default=NODE_PORT, help="for its own executor")
     directing = roles.add_parser("direct", help="run an experiment")
     directing.add_argument("experiment", help="a shipped name, or a file")
     directing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -373,7 +378,7 @@ def _play(places: Places, options: argparse.Namespace) -> int:
     if options.role == "prepare":
         prepare(places)
     elif options.role == "node":
-        return node(places, options.superlink or places.superlink)
+        return node(places, options.port)
     elif options.role == "direct":
         summary = direct(places, options.experiment, options.set, nodes=options.nodes)
         LOG.info("%s; its report is %s", summary["status"], places.run / "report.html")

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Builds the image and runs docker-compose.yml for real: a run, an attack worker and a node killed
+# in the middle of it, the records checked, everything removed.
+#   tests/compose.sh            needs a Docker engine with the compose plugin; says so and skips
+#   REQUIRED=1 tests/compose.sh the same, but fails where there is none
+# It takes about 6 minutes the first time, most of them for the image of 7 GB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
+fail() { say "FAILED: $*"; exit 1; }
+if ! docker info >/dev/null 2>&1 || ! docker compose version >/dev/null 2>&1; then
+  say "SKIPPED: no Docker engine with the compose plugin is here; the compose files were NOT run"
+  exit "${REQUIRED:-0}"
+fi
+
+export FEDSIM_NODES=3 FEDSIM_ROUNDS=60 FEDSIM_HEARD='[1, 10, 20]' FEDSIM_PAGE_PORT=18321
+export COMPOSE_PROFILES=attack COMPOSE_PROJECT_NAME="fedsim-test-$$" COMPOSE_ANSI=never
+OUT=$(mktemp -d)
+finish() {
+  code=$?
+  [ $code = 0 ] || docker compose logs --no-color --tail 60 || true
+  docker compose down --volumes --timeout 5 >/dev/null 2>&1 || true
+  rm -rf "$OUT"
+  exit $code
+}
+trap finish EXIT
+
+in_driver() { docker compose exec -T driver "$@"; }
+rounds() { in_driver sh -c 'cat /srv/runs/demo/rounds.jsonl 2>/dev/null | wc -l'; }
+until_true() { # SECONDS WHAT COMMAND...
+  local limit=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    [ $SECONDS -lt $limit ] || fail "waited too long for: $what"
+    sleep 1
+  done
+}
+
+docker compose build --quiet
+say "the image is built: $(docker image inspect --format '{{.Size}}' fedsim:0.1.0) bytes"
+docker compose up --detach --wait --wait-timeout 600 --quiet-pull superlink supernode page attack driver \
+  2>&1 | tail -1
+say "the federation is up, and well"
+
+# what it promises
+for container in $(docker compose ps --quiet); do
+  [ "$(docker inspect --format '{{.Config.User}} {{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}}' "$container")" \
+    = '10001:10001 false true [ALL]' ] || fail "a container is not locked down: $container"
+done
+[ "$(docker compose port page 8321)" = "127.0.0.1:18321" ] || fail "the page is not on loopback alone"
+[ "$(docker compose exec -T superlink stat -c %a /srv/server-key/server.key)" = 600 ] \
+  || fail "the key of the server can be read by others"
+[ -z "$(docker compose exec -T attack ls /srv/runs/demo/truth)" ] || fail "the attacker has the truth"
+[ "$(docker compose exec -T attack ls /sys/class/net)" = lo ] || fail "the attacker has a network"
+docker compose exec -T supernode python -c '
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 80), 2)
+except OSError as error:
+    assert "unreachable" in str(error), error
+else:
+    raise SystemExit("a node reaches the outside")
+' || fail "a node has a way out"
+docker compose exec -T superlink python -c '
+import ssl, urllib.error, urllib.request
+try:
+    urllib.request.urlopen("https://superlink:8000/health", timeout=4)
+except urllib.error.URLError as error:
+    assert "CERTIFICATE_VERIFY_FAILED" in str(error), error
+else:
+    raise SystemExit("a certificate of nobody was believed")
+' || fail "TLS is not as it should be"
+say "users, ports, keys, networks and volumes are as promised"
+
+# faults
+until_true 300 "a job under way" in_driver sh -c 'ls /srv/runs/demo/jobs/*.taken.json >/dev/null 2>&1'
+docker compose kill attack >/dev/null 2>&1
+say "killed the attack worker over a job, in round $(rounds)"
+docker compose start attack >/dev/null 2>&1
+until_true 300 "round 12" sh -c "[ \$(docker compose exec -T driver sh -c 'wc -l < /srv/runs/demo/rounds.jsonl') -gt 12 ]"
+victim=$(docker compose ps --quiet supernode | tail -1)
+before=$(rounds)
+docker kill "$victim" >/dev/null
+say "killed a node in round $before"
+
+# the run goes on
+driver=$(docker compose ps --all --quiet driver)
+code=$(timeout 900 docker wait "$driver") || fail "the run did not end"
+[ "$code" = 0 ] || fail "the driver ended with code $code"
+say "the run is over"
+
+# the records
+docker compose cp driver:/srv/runs/demo "$OUT/run" >/dev/null 2>&1
+python3 - "$OUT/run" "$before" <<'PYTHON'
+import json, pathlib, sys
+
+run, killed_in = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+lines = lambda name: [json.loads(one) for one in (run / name).read_text().splitlines()]
+summary = json.loads((run / "summary.json").read_text())
+assert summary["status"] == "done", summary
+assert [one["round"] for one in lines("rounds.jsonl")] == list(range(61))
+failed = [one for one in lines("events.jsonl") if one["kind"] == "client-failed"]
+assert len({one["client"] for one in failed}) == 1, failed  # the one that was killed, and no other
+assert min(one["round"] for one in failed) >= killed_in - 1, failed[0]
+scores = lines("scores.jsonl")
+told = {(one["observation"], one["attack"]) for one in scores}
+heard = {path.stem for path in (run / "observations").glob("*.json")}
+assert len(heard) == 6 and len(told) == len(scores) == 6 * 4, (heard, len(scores))
+lost = [one for one in lines("events.jsonl") if one["kind"] == "attack-worker-lost"]
+assert lost, "the job of the worker that was killed was not offered again"
+assert (run / "report.html").stat().st_size > 10_000
+best = max(image["psnr_db"] for one in scores for image in one.get("images") or [{"psnr_db": 0.0}])
+print(f"61 rounds, {len(failed)} of them without the killed node; {len(scores)} attacks scored; "
+      f"{len(lost)} jobs taken up again; best image {best:.1f} dB")
+PYTHON
+say "the records are whole"
+
+docker compose down --volumes --timeout 5 >/dev/null 2>&1
+left=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"
+  docker volume ls --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"
+  docker network ls --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")
+[ -z "$left" ] || fail "something is left: $left"
+say "PASSED, and nothing is left"
