@@ -125,6 +125,7 @@ class Relay:
         self.ledger = ledger_of(self.experiment, chain, sizes)
         self.round = 0
         self.deserted = False
+        self.summing = False
         self.ear = ear_of(self.federation, self.run)
         active = threat_of(self.experiment).active
         self.rushing = places_of(self.experiment).peers if active else ()
@@ -141,10 +142,11 @@ class Relay:
             self._introduce()
         tally = _Tally()
         members = self._gather(tally)
+        self.summing = False
         members = self._play(members, tally)
         self.deserted = not members
-        if self.protocol.collective and members:  # else all stand where they stood before
-            self.behind = set(self.node_of) - set(members)
+        if self.protocol.collective:
+            self._leave_behind(members)
         record = self._record(tally)
         if number % self.experiment.server.evaluate_every == 0 or number == self.experiment.rounds:
             models = self.models(number)
@@ -155,6 +157,14 @@ class Relay:
         # in this order: killed in between, a resumed run repeats the round and its record counts
         self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
         relay_checkpoint.save(self.run, number, average, self.late, self.behind)
+
+    def _leave_behind(self, members: Sequence[int]) -> None:
+        """Note which members of a collective must begin anew after a round."""
+        if members:
+            self.behind = set(self.node_of) - set(members)
+        elif self.summing:
+            # silent ones may have gone on to the end: nobody can tell who stands where
+            self.behind = set(self.node_of) - {min(set(self.node_of) - self.behind)}
 
     def _introduce(self) -> None:
         """Hand the public key of every peer to all of them; who misses it is asked again."""
@@ -237,6 +247,7 @@ class Relay:
         links = self.network.edges(self.round)
         while hop <= (num_hops := self.protocol.num_hops(len(members), links)):
             speaks = hop < num_hops
+            self.summing = hop > 0
             contents = {peer: self._message(hop, speaks, members, inbox, peer) for peer in members}
             answers = self._ask_in_turn(contents, hop, members, tally)
             edges = set(self._edges(members))  # who could not speak to a peer was not refused

@@ -541,3 +541,29 @@ def test_the_relay_hands_arrays_on_as_they_are(run: RunDirectory) -> None:
     peers.train(tiny, run, Watching(grid_of(tiny, run)))
 
     assert {id(record) for record in brought} == {id(record) for record in sent}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "topology"), [("ring-all-reduce", "ring"), ("tree-all-reduce", "star")]
+)
+def test_members_whose_last_words_were_lost_may_have_stepped_and_begin_anew_from_one(
+    run: RunDirectory, protocol: str, topology: str
+) -> None:
+    tiny = experiment(protocol, topology, num_peers=3)
+    federation = federation_of(tiny)
+    last = federation.protocol.num_hops(3, federation.network.edges(1))
+    lost: set[int] = set()
+
+    def lose(number: int, hop: int, peer: int, reply: Message) -> Message | None:
+        """Lose what two say after their step, and what the third says when it begins again."""
+        if number == 2 and ((hop == last and peer > 0) or (hop == 1 and 1 in lost)):
+            lost.add(peer)
+            return None
+        return reply
+
+    peers.train(tiny, run, Changed(grid_of(tiny, run), lose))
+
+    assert lost == {0, 1, 2}
+    assert sum(event["kind"] == "caught-up" for event in run.events()) == 2
+    found = models(tiny, run)
+    assert all(torch.equal(found[0], other) for other in found)
