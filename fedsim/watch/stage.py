@@ -83,6 +83,8 @@ def headline(
     kinds: Mapping[str, str],
     threat: Record | None,
     stage: str,
+    *,
+    asked: bool = True,
 ) -> str:
     """Return what is known so far, in a sentence that does not say more than that.
 
@@ -91,6 +93,7 @@ def headline(
         kinds: What sets attacks apart, in words.
         threat: What `threat.json` holds.
         stage: Where the run stands.
+        asked: Whether the experiment names attacks.
     """
     if stage == "waiting":
         return "Waiting for the run to begin."
@@ -103,6 +106,8 @@ def headline(
         if labels:
             best = max(labels, key=lambda name: labels[name])
             return f"{who} read off {percent(labels[best])} of the private labels{far} ({best})."
+        if not asked and not rows:
+            return "The experiment names no attack, so nothing is known of what it leaks."
         return f"Nothing is known yet of what {who[:1].lower() + who[1:]} can see."
     best = max(
         honest or on_images,

@@ -203,7 +203,8 @@ class Watched:
         self._put("state", state)
         threat = self.documents.get("threat.json")
         rows = self.sections["attacks"][1]
-        self._put("headline", headline(rows, self.kinds, threat, str(state["stage"])))
+        stage, asked = str(state["stage"]), bool(self.joins)
+        self._put("headline", headline(rows, self.kinds, threat, stage, asked=asked))
         if heard or "stamp" not in self.sections or self._scores_changed():
             self._put("stamp", [len(self.heard.found), len(self.book.entries), self.version])
         self._draw()
