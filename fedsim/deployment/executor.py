@@ -28,8 +28,8 @@ from fedsim.deployment import DEPLOYED_CLIENT_APP
 from fedsim.deployment.flower_private import (
     CRASHED,
     TaskSource,
-    envelope,
-    open_envelope,
+    message_from_bytes,
+    message_to_bytes,
 )
 from fedsim.deployment.flower_waits import BUSY_S
 from fedsim.deployment.tied import tie
@@ -38,7 +38,7 @@ from fedsim.engines.local import CLIENT_FAILED
 LOG = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 """Seconds between two signs of life while a message is worked on; Flower gives up after 60."""
-RESTART_S = 0.5
+RESTART_S = 0.2
 """Seconds before a process that died is replaced, so that one that cannot start does not spin."""
 
 
@@ -61,15 +61,15 @@ def serve(source: TaskSource, app: ClientApp, memo: Path) -> None:
             continue
         try:
             _answer(source, app, token, memo)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:
             LOG.warning("an answer could not be given: %s", error)
         finally:
             memo.unlink(missing_ok=True)
 
 
 def _answer(source: TaskSource, app: ClientApp, token: str, memo: Path) -> None:
+    _write(memo, token, b"")
     task = source.take(token)
-    _write(memo, token, envelope(task.message))
     with _heartbeat(source):
         try:
             reply = app(task.message, task.context)
@@ -77,25 +77,31 @@ def _answer(source: TaskSource, app: ClientApp, token: str, memo: Path) -> None:
             reason = f"{type(error).__name__}: {error}"
             LOG.warning("the ClientApp raised %s", reason)
             reply = Message(Error(CLIENT_FAILED, reason), reply_to=task.message)
-    source.give(reply, task.context)
+        _write(memo, token, message_to_bytes(reply))
+        source.give(reply, task.context)
 
 
 def _answer_for_predecessor(source: TaskSource, memo: Path) -> None:
+    """Say what a predecessor was about to say when it died, or that it died before it knew."""
     if not memo.is_file():
         return
-    token, _, asked = memo.read_bytes().partition(b"\n")
+    token, _, said = memo.read_bytes().partition(b"\n")
     memo.unlink()
-    reply = Message(
-        Error(CRASHED, "the process of the ClientApp died"), reply_to=open_envelope(asked)
-    )
-    source.show(token.decode())
-    with suppress(httpx.HTTPError):  # the SuperNode may know already, or be another one
+    try:
+        if said:
+            source.show(token.decode())
+            reply = message_from_bytes(said)
+        else:
+            asked = source.ask_again(token.decode())
+            reply = Message(Error(CRASHED, "the process of the ClientApp died"), reply_to=asked)
         source.give(reply, None)
+    except (httpx.HTTPError, RuntimeError) as error:  # it may be another SuperNode by now
+        LOG.warning("a predecessor's answer could not be given: %s", error)
 
 
-def _write(memo: Path, token: str, asked: bytes) -> None:
+def _write(memo: Path, token: str, said: bytes) -> None:
     draft = memo.with_suffix(".new")
-    draft.write_bytes(token.encode() + b"\n" + asked)
+    draft.write_bytes(token.encode() + b"\n" + said)
     draft.replace(memo)
 
 

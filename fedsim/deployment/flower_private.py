@@ -18,7 +18,6 @@ import httpx
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
-from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import (
@@ -32,7 +31,11 @@ from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -176,6 +179,18 @@ class TaskSource:
         message, context, _, _ = pull_task_input(self._client)
         return Task(message, context)
 
+    def ask_again(self, token: str) -> Message:
+        """Return the message of a task that was taken, without its content.
+
+        Raises:
+            RuntimeError: The SuperNode does not know.
+        """
+        self._token.show(token)
+        answer = self._client.PullMessages(PullAppMessagesRequest())
+        if not answer.messages_list:
+            raise RuntimeError("the SuperNode does not say what the task was about")
+        return message_from_proto(answer.messages_list[0])
+
     def give(self, reply: Message, context: Context | None) -> None:
         """Bring an answer, and the context as it is now; None leaves it as it was."""
         about = reply.metadata
@@ -195,13 +210,13 @@ class TaskSource:
         self._token.show(token)
 
 
-def envelope(message: Message) -> bytes:
-    """Return who asked what of whom, without the content, as bytes."""
-    return bytes(message_to_proto(remove_content_from_message(message)).SerializeToString())
+def message_to_bytes(message: Message) -> bytes:
+    """Return a message as Flower writes it."""
+    return bytes(message_to_proto(message).SerializeToString(deterministic=True))
 
 
-def open_envelope(data: bytes) -> Message:
-    """Return the message, without its content, that `envelope` wrote."""
+def message_from_bytes(data: bytes) -> Message:
+    """Return the message that `message_to_bytes` wrote."""
     return message_from_proto(ProtoMessage.FromString(data))
 
 

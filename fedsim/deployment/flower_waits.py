@@ -4,7 +4,7 @@ They find out by polling whether there is something for them: a SuperNode asks e
 an executor every second, a ServerApp every three. Rounds of a small model would be nothing but
 waiting. The functions `hasten_*` let a request wait where it arrived: who asks is answered as soon
 as there is something, or after `LONGEST_WAIT_S`. What is said, signed, stored and checked stays
-Flower's.
+Flower's; `_own_replies` adds a check that it lacks.
 
 Everything here is private to Flower. `tests/fedsim/deployment/test_flower_private.py` is the
 contract test: it fails when a new Flower moves any of it.
@@ -15,15 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from logging import ERROR
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from flwr.common.constant import Status
+from flwr.proto.fleet_pb2 import PushMessagesResponse
+from flwr.proto.runtime_pb2 import PushAppMessagesResponse
+from flwr.supercore import log
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 LONGEST_WAIT_S = 1.0
 """Seconds after which one who asked is told that there is nothing."""
 MOST_WAITING = 24
 """Requests that may wait in one process at a time; each holds a thread of forty."""
+_REMEMBERED = 100
+"""Tasks of which a SuperNode remembers the reply; their executors work on one at a time."""
 BUSY_S = 0.05
 """Seconds until one asks again who was not let wait."""
 
@@ -124,11 +131,104 @@ def _brings_task(answer: Any, _state: Any) -> bool | None:
     return True if answer.HasField("task") else None
 
 
+def _offers_again(module: ModuleType) -> None:
+    """Have a task offered again to an executor that asks for one, if it never began the last.
+
+    A node has one executor, which asks for a task when it has none: so the answer that brought the
+    last one was lost, with the process that had asked for it.
+    """
+    function: Handler = module.acquire_task
+    last: list[Any] = []
+
+    @functools.wraps(function)
+    def acquire_task(request: Any, state: Any) -> Any:
+        for answer in last:
+            for task in state.get_tasks(task_ids=[answer.task.task_id]):
+                if task.status.status == Status.STARTING:
+                    return answer
+        answer = function(request, state)
+        last[:] = [answer] if answer.HasField("task") else []
+        return answer
+
+    module.acquire_task = acquire_task  # type: ignore[attr-defined]
+
+
+def _tells_again(module: ModuleType) -> None:
+    """Have a SuperNode say again which message a task is about, to a successor who must excuse it.
+
+    What the message holds is handed out once, as ever.
+    """
+    function: Handler = module.pull_messages
+    told: dict[int, Any] = {}
+
+    @functools.wraps(function)
+    def pull_messages(request: Any, state: Any, task: Any) -> Any:
+        if task.task_id not in told:
+            answer = function(request, state, task)
+            if not answer.messages_list:
+                return answer
+            told.clear()  # an executor works on one task at a time
+            told[task.task_id] = answer
+        return told[task.task_id]
+
+    module.pull_messages = pull_messages  # type: ignore[attr-defined]
+
+
+def _answers_once(module: ModuleType) -> None:
+    """Have a SuperNode take one reply to each task, whole, and no second one.
+
+    An executor that died while it brought a reply has a successor, which brings it again. Flower
+    would pass a second reply on in place of the next one, and wait for ever for the rest of half a
+    first one.
+    """
+    function: Handler = module.push_messages
+    replied: dict[int, str] = {}
+
+    @functools.wraps(function)
+    def push_messages(request: Any, state: Any, task: Any) -> Any:
+        reply = request.messages_list[0].metadata.message_id if request.messages_list else ""
+        if task.task_id in replied:
+            under_way = reply == replied[task.task_id] and reply in state.msg_store
+            if not under_way:
+                return PushAppMessagesResponse(message_ids=[reply])
+        elif reply:
+            replied[task.task_id] = reply
+            while len(replied) > _REMEMBERED:
+                replied.pop(next(iter(replied)))
+        return function(request, state, task)
+
+    module.push_messages = push_messages  # type: ignore[attr-defined]
+
+
 def _sleep_at(module: ModuleType, sleep: Callable[[float], None]) -> None:
     """Give a module another `time.sleep`; nothing else of `time` changes for it."""
     own = SimpleNamespace(**vars(time))
     own.sleep = sleep
     module.time = own  # type: ignore[attr-defined]
+
+
+def _own_replies(module: ModuleType) -> None:
+    """Have the SuperLink take replies only from the node that they say they are from.
+
+    Flower checks that who speaks is the node it says, and that a reply says it is from the node
+    that was asked, but not that the two are one: a node could reply for another.
+    """
+    function: Handler = module.push_messages
+
+    @functools.wraps(function)
+    def push_messages(request: Any, state: Any) -> Any:
+        for message in request.messages_list:
+            if message.metadata.src_node_id != request.node.node_id:
+                log(
+                    ERROR,
+                    "Node %s brought a reply of node %s, which is not taken",
+                    request.node.node_id,
+                    message.metadata.src_node_id,
+                )
+                return PushMessagesResponse()
+        return function(request, state)
+
+    module.push_messages = push_messages  # type: ignore[attr-defined]
 
 
 _IDLE = (
@@ -160,6 +260,7 @@ def hasten_superlink() -> None:
     from flwr.superlink.servicer.runtime import runtime_handlers
 
     bell = _Bell()
+    _own_replies(fleet_handlers)
     _rings(bell, fleet_handlers, ("push_messages", "push_object", "deactivate_node"))
     _rings(bell, runtime_handlers, ("push_messages", "push_object"))
     _waits(bell, fleet_handlers, "pull_messages", _messages_are_whole)
@@ -179,8 +280,11 @@ def hasten_supernode() -> None:
 
     bell = _Bell()
     _rings(bell, node, ("_pull_and_store_message",))
+    _answers_once(runtime_handlers)
     _rings(bell, runtime_handlers, ("push_messages", "push_object"))
     _waits(bell, runtime_handlers, "acquire_task", _brings_task)
+    _offers_again(runtime_handlers)
+    _tells_again(runtime_handlers)
     _waits(bell, runtime_handlers, "pull_messages", _messages_are_whole)
 
     def sleep(seconds: float) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.deployment import executor
 from fedsim.deployment.executor import Crew, serve
-from fedsim.deployment.flower_private import CRASHED, Task, TaskSource, envelope
+from fedsim.deployment.flower_private import CRASHED, Task, TaskSource
 from fedsim.engines.flower_private import assume_server_identity
 
 
@@ -42,6 +42,10 @@ class Source(TaskSource):
     def take(self, token: str) -> Task:
         self.show(token)
         return Task(question(), context())
+
+    def ask_again(self, token: str) -> Message:
+        self.show(token)
+        return question()
 
     def give(self, reply: Message, context: Context | None) -> None:
         self.given.append((self.token, reply, context))
@@ -153,9 +157,36 @@ def test_a_successor_answers_for_the_process_that_died_over_a_message(tmp_path: 
     assert not memo.exists()
 
 
+def test_a_reply_that_a_process_died_over_is_brought_again_as_it_was(tmp_path: Path) -> None:
+    memo = tmp_path / "memo"
+    asked = question()
+    said = Message(RecordDict({"values": MetricRecord({"loss": 0.5})}), reply_to=asked)
+
+    class Death(BaseException):
+        """The process ends without a word."""
+
+    class Deadly(Source):
+        def give(self, reply: Message, context: Context | None) -> None:
+            kept.append(memo.read_bytes())
+            raise Death
+
+    kept: list[bytes] = []
+    with pytest.raises(Death):
+        serve(Deadly("one"), app(lambda _: said), memo)
+    memo.write_bytes(kept[0])
+    source = Source()
+
+    serve_all(source, echo, memo)
+
+    ((whose, reply, _),) = source.given
+    assert whose == "one"
+    assert reply.object_id == said.object_id  # the same one to Flower, so that it counts once
+    assert reply.content == said.content
+
+
 def test_a_note_that_is_of_no_use_does_not_stop_the_successor(tmp_path: Path) -> None:
     memo = tmp_path / "memo"
-    memo.write_bytes(b"old\n" + envelope(question()))
+    memo.write_bytes(b"old\n")
 
     class Unwilling(Source):
         def give(self, reply: Message, context: Context | None) -> None:
