@@ -167,6 +167,21 @@ def watch(
 
 
 @app.command()
+def tap(
+    upstream: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink.")],
+    run: Annotated[Path, typer.Option(help="Run directory, or the folder of one to come.")],
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME@]HOST:PORT", help="Where nodes reach it; may be repeated."),
+    ] = None,
+) -> None:
+    """Stand between SuperNodes and SuperLink, hand every byte on, and listen."""
+    from fedsim.proxy import command
+
+    command.tap(listen or ["127.0.0.1:9092"], upstream, run, say=errors.print)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("compare.html"),

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from fedsim.files import Record, read_json
+from fedsim.proxy.traffic import LinkTraffic, by_link, read_traffic
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import AttackKind, attack_kinds
 from fedsim.report.curves import At, Curve, Panel
@@ -59,6 +60,11 @@ class RunView:
     def events(self) -> list[Record]:
         """What happened besides."""
         return self.run.events()
+
+    @cached_property
+    def traffic(self) -> list[LinkTraffic]:
+        """What a tap on real links counted, link by link; empty where nobody did."""
+        return by_link(read_traffic(self.run.root))
 
     @cached_property
     def threat(self) -> Record | None:
@@ -169,6 +175,8 @@ class RunView:
     def why_nothing(self) -> str:
         """Why no attack has a score, for a run in which none has."""
         ended = self.summary is not None
+        if self.traffic and all(link.encrypted for link in self.traffic):
+            return "the links were encrypted, and nothing was heard"
         return nothing_attacked(self.rounds, ended=ended, asked=bool(self.kinds))
 
     @property

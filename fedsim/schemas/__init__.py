@@ -18,6 +18,7 @@ from fedsim.schemas.scores import Score
 from fedsim.schemas.summary import Summary
 from fedsim.schemas.sweep import SweepRecord
 from fedsim.schemas.topology import TopologyRecord
+from fedsim.schemas.traffic import HeardUpTo, TrafficBurst
 from fedsim.schemas.views import ViewRecord
 
 DOCUMENTS: dict[str, type[Document]] = {
@@ -31,6 +32,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "event": Event,
     "view": ViewRecord,
     "observation": ObservationRecord,
+    "traffic": TrafficBurst,
+    "heard": HeardUpTo,
     "reconstruction": ReconstructionRecord,
     "progress": ProgressRecord,
     "score": Score,

@@ -64,7 +64,7 @@ class Nodes(WrappedGrid):
     def cross(self, calls: "list[tuple[str, bytes, bytes]]", node: int) -> None:
         for direction, data in on_the_wire(calls, chunked=node % 2 == 0):
             for piece in in_pieces(data, (1, 500, 40_000)):
-                self.tap.crossed(node, direction, piece)  # type: ignore[arg-type]
+                self.tap.crossed(node, direction, piece)
 
 
 def test_what_is_heard_on_a_wire_is_what_a_tap_at_the_server_hears(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_where_no_link_is_tapped_it_counts_alone(tmp_path: Path, threat: str) ->
 
     tap.opened(0, "client-0")
     for direction, data in on_the_wire(to_node(asked)):
-        tap.crossed(0, direction, data)  # type: ignore[arg-type]
+        tap.crossed(0, direction, data)
     tap.close()
 
     assert read_traffic(run.root)

@@ -13,7 +13,7 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from fedsim.proxy.http import Exchange, HttpMessage
+from fedsim.proxy.http import Direction, Exchange, HttpMessage
 
 Call = tuple[str, bytes, bytes]
 """Path, request, answer."""
@@ -59,9 +59,9 @@ def exchange(call: Call, status: int = 200) -> Exchange:
     )
 
 
-def on_the_wire(calls: Iterable[Call], *, chunked: bool = False) -> list[tuple[str, bytes]]:
+def on_the_wire(calls: Iterable[Call], *, chunked: bool = False) -> list[tuple[Direction, bytes]]:
     """Calls as bytes on one connection, each with its direction."""
-    said: list[tuple[str, bytes]] = []
+    said: list[tuple[Direction, bytes]] = []
     for path, request, answer in calls:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\n\r\n"
         said.append(("up", head.encode() + request))
@@ -77,7 +77,8 @@ def on_the_wire(calls: Iterable[Call], *, chunked: bool = False) -> list[tuple[s
 
 def in_pieces(data: bytes, sizes: Iterable[int]) -> list[bytes]:
     """Cut bytes into pieces of these sizes, again and again."""
-    pieces, place = [], 0
+    pieces: list[bytes] = []
+    place = 0
     for size in itertools.cycle(sizes):
         if place >= len(data):
             return pieces
