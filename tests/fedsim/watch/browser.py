@@ -15,8 +15,8 @@ from urllib.request import urlopen
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-START_S = 30.0
-ANSWER_S = 30.0
+START_S = 60.0
+ANSWER_S = 60.0
 
 
 def find_browser() -> str | None:
@@ -76,7 +76,7 @@ class Tab:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:800])
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, timeout_s: float = 20.0) -> Any:
+    def wait_for(self, expression: str, timeout_s: float = 45.0) -> Any:
         """Wait until an expression is true in the page, and return its value."""
         until = time.monotonic() + timeout_s
         while True:

@@ -28,13 +28,13 @@ class Serving:
         self.port = self.listener.getsockname()[1]
         self.address = address_of(self.listener)
         app, feed = build_app(self.path)
-        config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=10)
         self.server = Server(config, feed)
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )
         self.thread.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 40
         while not self.server.started and time.monotonic() < until:
             time.sleep(0.02)
 
@@ -42,7 +42,7 @@ class Serving:
         """End it, and return how many seconds that took."""
         began = time.monotonic()
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(30)
         self.listener.close()
         assert not self.thread.is_alive()
         return time.monotonic() - began

@@ -309,10 +309,10 @@ def following(feed: Feed) -> Iterator[Any]:
     thread.start()
     follow = asyncio.run_coroutine_threadsafe(feed.follow(), loop)
     try:
-        yield lambda one: asyncio.run_coroutine_threadsafe(one, loop).result(10)
+        yield lambda one: asyncio.run_coroutine_threadsafe(one, loop).result(40)
     finally:
-        asyncio.run_coroutine_threadsafe(feed.close(), loop).result(10)
-        follow.result(10)
+        asyncio.run_coroutine_threadsafe(feed.close(), loop).result(40)
+        follow.result(40)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

@@ -82,7 +82,7 @@ def test_it_ends_at_once_though_a_page_is_open(made: Made) -> None:
         while not stream.readline().startswith(b"data: "):
             pass
 
-        assert serving.stop() < 2
+        assert serving.stop() < 8  # a stream that goes on would hold it for 10
 
     serving.start()  # at the same port, at once
     with urlopen(f"{serving.address}/health") as answer:  # noqa: S310
@@ -105,11 +105,11 @@ def test_the_command_says_where_it_is_and_ends_without_a_complaint(
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        with urlopen(f"{address}/events", timeout=30) as stream:  # noqa: S310
+        with urlopen(f"{address}/events", timeout=60) as stream:  # noqa: S310
             stream.readline()
             time.sleep(0.5)
             process.send_signal(kill)
-            out, complaint = process.communicate(timeout=20)
+            out, complaint = process.communicate(timeout=60)
     finally:
         process.kill()
 
