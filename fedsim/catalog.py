@@ -18,6 +18,7 @@ from fedsim.errors import ConfigError
 
 CLIENT_APP = "clients.app:app"
 SERVER_APP = "server.app:app"
+PARTICIPANT = "clients.participant:participant"
 BUILD_STRATEGY = "server.strategies:build_strategy"
 BUILD_CHECKS = "clients.checking:build_checks"
 CHECKS = "clients.checks:CHECKS"

@@ -139,7 +139,7 @@ class Deployment:
             certificates=certificates,
             superlink=parts.start_superlink(site, port, certificates),
             server_app=parts.start_server_app(site, address, authority),
-            executor=parts.start_executor(site, node_ports),
+            executor=parts.start_executor(site, node_ports, self.experiment),
             tap=parts.start_tap(site, address, tap_ports, self.run.root) if tapped else None,
             nodes=[
                 _Node(number, one, f"{HOST}:{tap_ports[number]}" if tapped else address)
@@ -241,7 +241,7 @@ class Deployment:
         )
         federation.restarts += 1
         ports = [node.port for node in federation.nodes]
-        federation.executor = parts.start_executor(federation.site, ports)
+        federation.executor = parts.start_executor(federation.site, ports, self.experiment)
 
     def _check(self, server_app: Part) -> None:
         if server_app.ended == 0 and self.run.checkpoint.is_file():

@@ -10,6 +10,7 @@ an error: the round goes on without that client.
 """
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ import httpx
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.catalog import load
+from fedsim.catalog import PARTICIPANT, load
 from fedsim.deployment import DEPLOYED_CLIENT_APP
 from fedsim.deployment.flower_private import (
     CRASHED,
@@ -168,6 +169,15 @@ class Crew:
                 os.kill(child, signal.SIGKILL)
 
 
+def warm_up(text: str) -> None:
+    """Load data and model before there are processes that would each do so.
+
+    Not where clients train on a GPU: it must not be touched before they are forked.
+    """
+    if json.loads(text)["engine"]["device"] == "cpu":
+        load(PARTICIPANT)(text, 0)
+
+
 def main() -> None:
     """Read the options and do it."""
     parser = argparse.ArgumentParser(description="Play the ClientApps of SuperNodes.")
@@ -178,11 +188,18 @@ def main() -> None:
         help="HOST:PORT of a SuperNode's Runtime API; may be repeated",
     )
     parser.add_argument("--superexec-auth-secret-file", type=Path, required=True)
+    parser.add_argument(
+        "--experiment",
+        type=Path,
+        help="JSON of the experiment to come: its data and model are loaded once for all nodes",
+    )
     parser.add_argument("--memory", type=Path, required=True, help="a folder for notes")
     options = parser.parse_args()
     secret = options.superexec_auth_secret_file.read_bytes()
     options.memory.mkdir(mode=0o700, parents=True, exist_ok=True)
     app: ClientApp = load(DEPLOYED_CLIENT_APP)
+    if options.experiment is not None:
+        warm_up(options.experiment.read_text())
 
     def work(number: int) -> None:
         source = TaskSource(options.supernode[number], secret)

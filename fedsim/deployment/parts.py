@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim.config import Experiment
 from fedsim.deployment.certificates import Certificates, write_secret
 from fedsim.deployment.processes import Part, start
 from fedsim.wire import PARTITION
@@ -94,10 +95,20 @@ def start_supernode(
     )
 
 
-def start_executor(site: Site, ports: Sequence[int]) -> Part:
-    """Start what plays the ClientApps of the SuperNodes whose Runtime APIs have these ports."""
+def start_executor(site: Site, ports: Sequence[int], experiment: Experiment | None = None) -> Part:
+    """Start what plays the ClientApps of SuperNodes.
+
+    Args:
+        site: Where things are.
+        ports: Of the Runtime APIs of the SuperNodes.
+        experiment: What they will be asked about, if it is known.
+    """
     options = ["--superexec-auth-secret-file", str(site.secret)]
     options += ["--memory", str(site.home / "executor")]
+    if experiment is not None:
+        known = site.home / "experiment.json"
+        known.write_text(experiment.model_dump_json())
+        options += ["--experiment", str(known)]
     for port in ports:
         options += ["--supernode", f"{HOST}:{port}"]
     return start("executor", EXECUTOR, options, home=site.home, logs=site.logs)

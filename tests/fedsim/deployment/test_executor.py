@@ -12,6 +12,8 @@ import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients import participant as participant_module
+from fedsim.config import parse_experiment
 from fedsim.deployment import executor
 from fedsim.deployment.executor import Crew, serve
 from fedsim.deployment.flower_private import CRASHED, Task, TaskSource
@@ -226,3 +228,16 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         os.killpg(outsider, signal.SIGKILL)
         os.waitpid(outsider, 0)
+
+
+@pytest.mark.parametrize(("device", "loaded"), [("cpu", 1), ("cuda", 0)])
+def test_data_are_loaded_once_before_there_are_processes_but_no_gpu_is_touched(
+    monkeypatch: pytest.MonkeyPatch, device: str, loaded: int
+) -> None:
+    calls: list[tuple[str, int]] = []
+    monkeypatch.setattr(participant_module, "participant", lambda *given: calls.append(given))
+    text = parse_experiment(f'name = "tiny"\nengine = {{ device = "{device}" }}').model_dump_json()
+
+    executor.warm_up(text)
+
+    assert calls == [(text, 0)] * loaded
