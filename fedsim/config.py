@@ -182,7 +182,7 @@ class EngineConfig(Section):
     attack_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU that each attack worker holds (ray)."""
     tls: bool = True
-    """Encrypt what nodes and server say, and let in only nodes with a registered key (deployment)."""
+    """Encrypt what nodes and server say, and let in registered keys alone (deployment)."""
 
 
 class AdversaryConfig(Section):
