@@ -23,8 +23,9 @@ MEMORY = 512 * 2**20
 """Bytes of address space that the child may take beyond what it has before the first input."""
 CPU_S = 2.0
 """Seconds of computing that one input may take."""
-SILENCE_S = 120.0
-"""Seconds after which a child that says nothing is taken for hung, in C code for one."""
+SILENCE_S = 900.0
+"""Seconds after which a child that says nothing is taken for hung, in C code for one; on a machine
+that is busy with other things it may have to wait for long."""
 
 
 class TooLong(BaseException):
