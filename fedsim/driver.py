@@ -15,6 +15,7 @@ from fedsim.config import Experiment, parse_experiment, read_experiment
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, RunFailed, trail
 from fedsim.files import Record, digest, part_of, read_json, read_tensors, reading
+from fedsim.lock import locked
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import RunDirectory
 from fedsim.report.page import build as build_report
@@ -132,31 +133,33 @@ def run(
         experiment = parse_experiment(experiment.to_toml(), overrides=overrides)
     plan = check(experiment)
     directory = into or RunDirectory.create(Path(experiment.output.directory), experiment.name)
-    with _recording(directory):
-        write_plan(plan, directory)
-    return _go(plan, directory, watch)
+    with _alone(directory, "running"):
+        with _recording(directory):
+            write_plan(plan, directory)
+        return _go(plan, directory, watch)
 
 
 def resume(path: Path, *, watch: Watch | None = None) -> RunResult:
     """Go on with a run that was interrupted; it ends with the bits of one that was not.
 
     Raises:
-        ConfigError: `path` is not a run directory.
+        ConfigError: `path` is not a run directory, or another process works on it.
         RunFailed: It ended early again.
     """
     directory = RunDirectory.open(path)
     plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
-    with _recording(directory):
-        directory.repair()
-        whole = directory.summary.is_file() and read_json(directory.summary)["status"] == "done"
-        if not whole:
-            if plan.experiment.decentralised:
-                _forget_after_checkpoint(directory)
-            directory.append_event("resumed", "the run goes on after its last whole round")
-    return _go(plan, directory, watch)
+    with _alone(directory, "going on with it"):
+        with _recording(directory):
+            directory.repair()
+            whole = directory.summary.is_file() and read_json(directory.summary)["status"] == "done"
+            if not whole:
+                if plan.experiment.decentralised:
+                    forget_after_checkpoint(directory)
+                directory.append_event("resumed", "the run goes on after its last whole round")
+        return _go(plan, directory, watch)
 
 
-def _forget_after_checkpoint(directory: RunDirectory) -> None:
+def forget_after_checkpoint(directory: RunDirectory) -> None:
     """Forget a round between peers that is played again: nobody may read half of it before."""
     last = 0
     if directory.checkpoint.is_file():
@@ -174,18 +177,19 @@ def attack_again(path: Path, *, watch: Watch | None = None, again: bool = False)
         raise ConfigError(f"run '{directory.name}' names no attack in its config.toml")
     if not directory.observation_records() and not any(directory.views.glob("*.json")):
         raise ConfigError(f"run '{directory.name}' has no observations: its adversary heard none")
-    with _recording(directory):
-        directory.repair()
-        if again:
-            directory.forget_reconstructions()
-    return _go(plan, directory, watch, training=False)
+    with _alone(directory, "attacking it"):
+        with _recording(directory):
+            directory.repair()
+            if again:
+                directory.forget_reconstructions()
+        return _go(plan, directory, watch, training=False)
 
 
 def score_again(path: Path) -> RunResult:
     """Score every reconstruction of a run anew, from the sealed truth."""
     directory = RunDirectory.open(path)
     plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
-    with _recording(directory):
+    with _alone(directory, "scoring it"), _recording(directory):
         score(directory, **_scoring(plan))
         before = read_json(directory.summary) if directory.summary.is_file() else {}
         seconds = before.get("seconds", {"training": 0.0, "total": 0.0})
@@ -365,6 +369,16 @@ class _Beside:
         self.progress.scores.append(scored)
         for writer in self.writers:
             writer.score(scored)
+
+
+@contextlib.contextmanager
+def _alone(directory: RunDirectory, doing: str) -> Iterator[None]:
+    """Let nobody else work on a run meanwhile, and note if who did before was killed."""
+    with locked(directory.root, doing) as left_by:
+        if left_by is not None:
+            with _recording(directory):
+                directory.append_event("lock-taken-over", f"{left_by}, was killed before its end")
+        yield
 
 
 @contextlib.contextmanager

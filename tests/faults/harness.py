@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from clients.app import app
 from fedsim.config import Experiment, parse_experiment
-from fedsim.driver import _forget_after_checkpoint
+from fedsim.driver import forget_after_checkpoint
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import FIRST_NODE
 from fedsim.errors import RunFailed
@@ -132,7 +132,7 @@ def play(seed: int, folder: Path) -> Outcome:
             keeper.look()
             run.repair()
             if experiment.decentralised:
-                _forget_after_checkpoint(run)
+                forget_after_checkpoint(run)
             keeper.forget_after_checkpoint()
             continue
         except RunFailed as error:
@@ -508,7 +508,8 @@ class _Peers(_Checks):
             return {"update-rejected"}
         mine = set(self.payloads(grid, fault))
         for later in grid.calls[fault.call :]:
-            replied = first_replies(later)
+            spoilt = {one.node for one in grid.injected if one.call == later.number}
+            replied = set(first_replies(later)) - spoilt
             for node, _, _, content in later.taken:
                 here = {payload(one) for one in content.array_records.values()}
                 if node in replied and mine & here:

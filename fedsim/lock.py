@@ -1,0 +1,91 @@
+"""One process at a time works on a run directory.
+
+The lock is the kernel's (`flock`), so it is gone with the process that holds it, however that
+ends; the file says to people who that is, and is taken away at the end. One that is left over
+tells the next that its owner was killed. It holds within one machine and, where the file system
+passes locks on, between machines.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedsim.errors import ConfigError
+
+NAME = ".lock"
+_LONGEST = 4096
+
+
+@contextlib.contextmanager
+def locked(root: Path, doing: str) -> Iterator[str | None]:
+    """Hold the lock of a run directory; yield who held it last, if it never gave it back.
+
+    Args:
+        root: The run directory.
+        doing: What is done meanwhile, for whoever comes second.
+
+    Raises:
+        ConfigError: Another process, or another thread of this one, works on the run; or the
+            directory cannot be written.
+    """
+    path = root / NAME
+    descriptor = _taken(path)
+    try:
+        left_by = _owner(descriptor)
+        os.ftruncate(descriptor, 0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "doing": doing}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a note
+            os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        try:
+            yield left_by
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(path: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot lock '{path}': {error.strerror or error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, descriptor):
+                return descriptor
+            os.close(descriptor)  # who held it took the file away meanwhile
+        except BlockingIOError:
+            who = _owner(descriptor) or "another process"
+            os.close(descriptor)
+            raise ConfigError(
+                f"run '{path.parent}' is in use by {who}; wait until it has ended, or end it"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(f"cannot lock '{path}': {error.strerror or error}") from error
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _owner(descriptor: int) -> str | None:
+    """Return who wrote the note; None if there is none that can be read."""
+    try:
+        note = json.loads(os.pread(descriptor, _LONGEST, 0))
+        pid, host, doing = int(note["pid"]), str(note["host"])[:80], str(note["doing"])[:80]
+        since = str(note["since"])[:40]
+    except (ValueError, LookupError, TypeError):
+        return None
+    said = f"process {pid} on {host}, {doing} since {since}"
+    return "".join(one if one.isprintable() else "?" for one in said)
