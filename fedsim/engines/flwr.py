@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,9 @@ from pathlib import Path
 
 import tomli_w
 
-from fedsim.catalog import CLIENT_APP, SERVER_APP, search_path
+from fedsim.catalog import CLIENT_APP, SERVER_APP
 from fedsim.config import Experiment
+from fedsim.deployment.processes import environment, free_ports
 from fedsim.errors import RunFailed
 from fedsim.files import read_tensors
 from fedsim.pool import AttackPool, ProcessPool
@@ -51,7 +51,7 @@ class FlowerSimulation:
         """
         with tempfile.TemporaryDirectory(prefix="fedsim-flwr-") as folder:
             home = Path(folder)
-            port = _free_port()
+            (port,) = free_ports(1)
             self._write_app(home / "app")
             _write_home(home, port)
             with _superlink(home, port) as log:
@@ -124,19 +124,10 @@ def _write_home(home: Path, port: int) -> None:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    proxies = ("http_proxy", "https_proxy", "all_proxy")  # httpx would send loopback through them
-    kept = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
-    return kept | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    return environment(home) | {
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": search_path(),
     }
 
 
@@ -177,12 +168,6 @@ def _end_family(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, polite)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience_s)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _tool(name: str) -> str:
