@@ -5,6 +5,7 @@ counted and not kept.
 """
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -292,7 +293,9 @@ class Conversation:
     def close(self) -> list[Exchange]:
         """Return what the end of the connection completes, and let go of all else."""
         self._pair("up", self._readers["up"].close())
-        done = self._pair("down", self._readers["down"].close())
+        done: list[Exchange] = []
+        with suppress(Garbled):  # whatever it was, there is no more of it
+            done = self._pair("down", self._readers["down"].close())
         while self._requests:
             self.budget.give(len(self._requests.popleft().body or b""))
         return done

@@ -243,11 +243,7 @@ class _Reading:
         self._write(lambda: self.traffic.end(connection))
         if wire is None or wire.conversation is None or self.rebuild is None:
             return
-        try:
-            exchanges = wire.conversation.close()
-        except Garbled:
-            return
-        for exchange in exchanges:
+        for exchange in wire.conversation.close():
             self.budget.give(exchange.kept)
             self.rebuild.hear(exchange)
 

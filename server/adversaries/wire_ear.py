@@ -39,9 +39,12 @@ class WireEar:
             raise ValueError("who taps a link must know the architecture")
         self.on_round = on_round
         self.clients = experiment.partition.clients
+        self.drawn = experiment.server.clients_per_round or self.clients
         self.client_of: dict[int, int] = {}
         self.run_id: int | None = None
         self.round = 0
+        self.heard = 0
+        self._answers = 0
         self.ear = Ear(
             threat=threat_of(experiment),
             scope=experiment.adversary,
@@ -78,9 +81,8 @@ class WireEar:
                 return
             # a server goes on when it has what it waits for: nothing of earlier rounds will count
             if server_round > self.round:
-                if self.round:
-                    self.on_round(server_round - 1)
-                self.round = server_round
+                self._over(self.round)
+                self.round, self._answers = server_round, 0
                 for old in [one for one, asked in self._asked.items() if asked[2] is not None]:
                     del self._asked[old]
             arrays = message.content.array_records[ARRAYS]
@@ -94,11 +96,21 @@ class WireEar:
             return
         node, server_round, arrays = self._asked.pop(about.reply_to_message_id)
         if arrays is not None:
-            self.ear.hear(server_round, arrays, reply)
+            try:
+                self.ear.hear(server_round, arrays, reply)
+            finally:
+                self._answers += 1
+                if self._answers == self.drawn:
+                    self._over(server_round)
         elif reply.has_content():
             client = reply.content.config_records[CONFIG][PARTITION]
             if isinstance(client, int) and 0 <= client < self.clients:
                 self.client_of[node] = client
+
+    def _over(self, server_round: int) -> None:
+        if server_round > self.heard:
+            self.heard = server_round
+            self.on_round(server_round)
 
     def _remember(
         self, identity: str, node: int, server_round: int, arrays: ArrayRecord | None

@@ -83,7 +83,7 @@ def test_what_is_heard_on_a_wire_is_what_a_tap_at_the_server_hears(tmp_path: Pat
     assert len(run.observation_records()) == 4
     assert run.views_sha256() == plain.views_sha256()
     assert run.events() == []
-    assert rounds_heard(run) == 1
+    assert rounds_heard(run) == 2
     links = by_link(read_traffic(run.root))
     assert [one.link for one in links] == ["client-0", "client-1"]
     assert not any(one.encrypted for one in links)

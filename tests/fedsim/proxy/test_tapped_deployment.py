@@ -64,7 +64,7 @@ def test_what_is_rebuilt_from_plain_http_is_what_the_clients_sent_bit_for_bit(
         name = f"observations/{record['id']}.safetensors"
         assert (run.root / name).read_bytes() == (plain.root / name).read_bytes()
     assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])
-    assert rounds_heard(run) == 2
+    assert rounds_heard(run) == 3
     model = 6_000_000 if large else 1_500
     for link in by_link(read_traffic(run.root)):
         assert not link.encrypted

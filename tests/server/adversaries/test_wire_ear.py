@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from clients.app import app
@@ -12,7 +12,7 @@ from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
-from fedsim.wire import CONFIG, PARTITION
+from fedsim.wire import ARRAYS, CONFIG, PARTITION, ROUND
 from server.adversaries.wire_ear import WireEar
 from server.grids import WrappedGrid
 from server.rounds import train
@@ -92,7 +92,29 @@ def test_it_hears_what_a_tap_at_the_server_hears(tmp_path: Path, adversary: str,
     assert tap.observation_records() != []
     assert wire.observation_records() == tap.observation_records()
     assert wire.views_sha256() == tap.views_sha256()
-    assert over == [1]  # of the last round nobody can tell that it is over
+    assert over == [1, 2]
+
+
+def test_a_round_is_over_when_all_have_answered_or_the_next_begins(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+
+    def train_in(server_round: int, node: int) -> Message:
+        config = ConfigRecord({ROUND: server_round})
+        content = RecordDict({CONFIG: config, ARRAYS: ArrayRecord()})
+        return talk.ask(Message(content, node, "train"))
+
+    first = [train_in(1, node) for node in (1000, 1001, 1002)]
+    for asked in first[:2]:
+        talk.ear.answered("", Message(Error(1, "no"), reply_to=asked))
+    assert talk.over == []  # one does not answer
+    second = [train_in(2, node) for node in (1000, 1001, 1002)]
+    assert talk.over == [1]
+    talk.ear.answered("", Message(Error(1, "no"), reply_to=first[2]))  # too late to count
+    for asked in second:
+        talk.ear.answered("", Message(Error(1, "no"), reply_to=asked))
+    assert talk.over == [1, 2]
+    train_in(3, 1000)
+    assert talk.over == [1, 2]
 
 
 def test_without_it_a_server_whose_links_are_tapped_hears_nothing(tmp_path: Path) -> None:
@@ -111,7 +133,8 @@ class Talk:
         tiny = experiment('threat = "link-tap"')
         self.run = RunDirectory.create(folder, "wire")
         write_plan(check(tiny), self.run)
-        self.ear = WireEar(tiny, self.run, lambda _: None)
+        self.over: list[int] = []
+        self.ear = WireEar(tiny, self.run, self.over.append)
         self.grid = InProcessGrid(tiny, self.run, app)
         self.number = 0
 
