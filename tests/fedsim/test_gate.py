@@ -166,7 +166,8 @@ def test_a_guess_is_a_trial_if_it_shows_something(
 ) -> None:
     image = {"psnr_db": psnr_db, "recovered": recovered}
     score = {"observation": "one", "status": "done", "images": [image], "batch_size": 1}
-    note = {"observation": "one", "notes": {"crashed": "idlg"} if crashed else {}}
+    notes = {"crashed": "idlg"} if crashed else {}
+    note = {"observation": "one", "attack": "gate", "notes": notes}
     replace_json(tmp_path / "reconstructions" / "one--gate.json", note)
     run = SimpleNamespace(directory=tmp_path, scores=[score])
     tally = Tally()
