@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -39,38 +40,50 @@ def seed_of(name: str, number: int) -> random.Random:
 
 def parent(numbers: range, only: str = "") -> list[dict[str, Any]]:
     """Run inputs in a child; return a record of each target, and of each finding."""
-    command = [sys.executable, "-m", "tests.fuzz.harness", str(numbers.start), str(numbers.stop)]
-    child = subprocess.Popen([*command, only], stdout=subprocess.PIPE, text=True, errors="replace")
     records: list[dict[str, Any]] = []
     last = "nothing"
-    for line in _lines(child):
-        record = json.loads(line)
-        if "at" in record:
-            last = record["at"]
-        else:
-            records.append(record)
+    # in memory where there is such a place: what is fuzzed is what reads, and not the disk
+    shared = Path("/dev/shm")
+    home = str(shared) if shared.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fedsim-fuzz-", dir=home) as folder:
+        command = [sys.executable, "-m", "tests.fuzz.harness", folder]
+        child = subprocess.Popen(
+            [*command, str(numbers.start), str(numbers.stop), only],
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        for line in _lines(child):
+            record = json.loads(line)
+            if "at" in record:
+                last = record["at"]
+            else:
+                records.append(record)
     if child.returncode:
         records.append({"finding": f"the process ended with {child.returncode}", "input": last})
     return records
 
 
 def _lines(child: "subprocess.Popen[str]") -> Iterator[str]:
-    signal.signal(signal.SIGALRM, lambda *_: child.kill())
+    """Yield what a child says; it is killed when it has said nothing for too long."""
     assert child.stdout is not None
     try:
-        signal.setitimer(signal.ITIMER_REAL, SILENCE_S)
-        for line in child.stdout:
-            signal.setitimer(signal.ITIMER_REAL, SILENCE_S)
+        while True:
+            watchdog = threading.Timer(SILENCE_S, child.kill)
+            watchdog.start()
+            line = child.stdout.readline()
+            watchdog.cancel()
+            if not line:
+                break
             yield line
         child.wait()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         child.kill()
         child.wait()
         child.stdout.close()
 
 
-def child(numbers: range, only: str) -> None:
+def child(folder: Path, numbers: range, only: str) -> None:
     """Run inputs `numbers` of every target, and print what came of them."""
     from tests.fuzz.targets import Target, Unbuildable, targets
 
@@ -96,49 +109,43 @@ def child(numbers: range, only: str) -> None:
         return "accepted"
 
     signal.signal(signal.SIGPROF, alarm)
-    # in memory where there is such a place: what is fuzzed is what reads, and not the disk
-    shared = Path("/dev/shm")
-    home = str(shared) if shared.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="fedsim-fuzz-", dir=home) as folder:
-        found = [one for one in targets(Path(folder)) if only in one.name]
-        for target in found:
-            for seed in target.seeds:  # loads whatever is loaded at the first call
-                target.feed(
-                    as_document(seed, seed_of("", 0)) if target.form == "document" else seed
+    found = [one for one in targets(folder) if only in one.name]
+    for target in found:
+        for seed in target.seeds:  # loads whatever is loaded at the first call
+            target.feed(as_document(seed, seed_of("", 0)) if target.form == "document" else seed)
+    _limit_memory()
+    for target in found:
+        counts = {"accepted": 0, "refused": 0, "unbuildable": 0, "finding": 0}
+        slowest, start = 0.0, time.process_time()
+        for number in numbers:
+            if number % 200 == 0:
+                _say({"at": f"{target.name} {number}"})
+            before = time.process_time()
+            try:
+                what = run(target, number)
+                if what == "finding":
+                    _say({"finding": "it ran out of memory", "input": [target.name, number]})
+            except (Exception, TooLong) as error:
+                what = "finding"
+                trail = traceback.extract_tb(error.__traceback__)[-1]
+                _say(
+                    {
+                        "finding": f"{type(error).__name__}: {error!s:.200}",
+                        "input": [target.name, number],
+                        "at_line": f"{Path(trail.filename).name}:{trail.lineno}",
+                    }
                 )
-        _limit_memory()
-        for target in found:
-            counts = {"accepted": 0, "refused": 0, "unbuildable": 0, "finding": 0}
-            slowest, start = 0.0, time.process_time()
-            for number in numbers:
-                if number % 200 == 0:
-                    _say({"at": f"{target.name} {number}"})
-                before = time.process_time()
-                try:
-                    what = run(target, number)
-                    if what == "finding":
-                        _say({"finding": "it ran out of memory", "input": [target.name, number]})
-                except (Exception, TooLong) as error:
-                    what = "finding"
-                    trail = traceback.extract_tb(error.__traceback__)[-1]
-                    _say(
-                        {
-                            "finding": f"{type(error).__name__}: {error!s:.200}",
-                            "input": [target.name, number],
-                            "at_line": f"{Path(trail.filename).name}:{trail.lineno}",
-                        }
-                    )
-                counts[what] += 1
-                slowest = max(slowest, time.process_time() - before)
-            _say(
-                {
-                    "target": target.name,
-                    **counts,
-                    "slowest_s": round(slowest, 4),
-                    "seconds": round(time.process_time() - start, 3),
-                    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                }
-            )
+            counts[what] += 1
+            slowest = max(slowest, time.process_time() - before)
+        _say(
+            {
+                "target": target.name,
+                **counts,
+                "slowest_s": round(slowest, 4),
+                "seconds": round(time.process_time() - start, 3),
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
 
 
 def _say(record: dict[str, Any]) -> None:
@@ -183,4 +190,4 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    child(range(int(sys.argv[1]), int(sys.argv[2])), sys.argv[3] if len(sys.argv) > 3 else "")
+    child(Path(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[3])), sys.argv[4])

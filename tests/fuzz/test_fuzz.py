@@ -1,5 +1,7 @@
 """A sample of mutated inputs for everything that parses bytes; `python -m tests.fuzz` runs more."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.fuzz.harness import parent
@@ -28,8 +30,14 @@ def test_mutations_are_neither_all_refused_nor_all_accepted(
     assert sum(int(str(one["accepted"])) > 0 for one in parsers) >= 30
 
 
+def test_the_page_on_security_names_every_parser(records: list[dict[str, object]]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text()
+
+    assert [one["target"] for one in records if f"| {one.get('target', '')} |" not in page] == []
+
+
 def test_a_parser_that_fails_otherwise_than_documented_is_found(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FEDSIM_FUZZ_BREAK", "1")
 
