@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from fedsim.catalog import search_path
@@ -29,16 +29,27 @@ class Job:
         observations: Ids of the observations, one per victim.
         attack: Title of the attack.
         time_budget_s: What the attack is allowed, per victim.
+        tries: Workers that may take it up: if one dies, another does. A worker may have been
+            killed for reasons of its own; an attack that ends every process is not tried for ever.
     """
 
     observations: tuple[str, ...]
     attack: str
     time_budget_s: float
+    tries: int = 2
 
     @property
     def limit_s(self) -> float:
         """Seconds after which its worker is ended."""
         return self.time_budget_s * len(self.observations) * 1.5 + GRACE_S
+
+    def again(self, run: RunDirectory, reason: str) -> "Job | None":
+        """Return the job for another worker after one died, and note it; None to give it up."""
+        if self.tries <= 1:
+            return None
+        what = f"{self.attack} on {', '.join(self.observations)}"
+        run.append_event("attack-taken-up-again", f"{what}: {reason}; another worker takes it up")
+        return replace(self, tries=self.tries - 1)
 
     def failed(self, reason: str) -> list[Record]:
         """Return the answers of a worker that could not give any."""
@@ -162,7 +173,10 @@ class ProcessPool:
                 worker.job = None
             elif worker.job is not None:  # one that died idle is replaced when there is work
                 reason = f"the attack worker died: {worker.last_words()}"
-                answered += worker.job.failed(reason)
+                if (again := worker.job.again(self.run, reason)) is not None:
+                    self.jobs.appendleft(again)
+                else:
+                    answered += worker.job.failed(reason)
                 self._replace(worker)
         now = time.monotonic()
         for worker in list(self.workers):
@@ -177,7 +191,7 @@ class ProcessPool:
         return answered
 
     def _replace(self, worker: _Worker) -> _Worker:
-        """End a worker and start another; its job is not tried again, it might end that one too."""
+        """End a worker and start another."""
         worker.end()
         other = _Worker(self.run, self.answers)
         self.workers[self.workers.index(worker)] = other

@@ -223,8 +223,11 @@ class RayPool:
                 answered += ray.get(call)
                 self.idle.append(actor)
             except RayError as error:
-                said = str(error).strip().splitlines()[-1]
-                answered += job.failed(f"the attack worker died: {said}")
+                reason = f"the attack worker died: {str(error).strip().splitlines()[-1]}"
+                if (again := job.again(self.run, reason)) is not None:
+                    self.jobs.appendleft(again)
+                else:
+                    answered += job.failed(reason)
                 self._replace(actor)
         for call, (actor, job, deadline) in list(self.running.items()):
             if time.monotonic() > deadline:

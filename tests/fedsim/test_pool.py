@@ -45,10 +45,15 @@ class Attack:
             os._exit(7)
         if self.does == "sleep":
             time.sleep(3600)
+        if self.does == "wait":
+            started = Path.cwd().parent / "started"
+            if not started.exists():
+                started.touch()
+                time.sleep(3600)
         return Reconstruction(inputs=seen.update["x"], labels=None)
 '''
 
-DEEDS = ("nothing", "raise", "print", "peek", "die", "sleep")
+DEEDS = ("nothing", "raise", "print", "peek", "die", "sleep", "wait")
 OBSERVATION = "round-00001-client-0-to-server"
 
 
@@ -135,6 +140,26 @@ def test_whatever_an_attack_does_it_alone_fails_and_the_others_go_on(
     assert [one["attack"] for one in found if one.get("lost")] == ["die", "sleep"]
     written = {record["attack"]: record["status"] for record in run.reconstruction_records()}
     assert written == {"nothing": "done", "raise": "failed", "print": "done", "peek": "failed"}
+
+
+@pytest.mark.slow
+def test_the_work_of_a_worker_that_was_killed_is_taken_up_again(run: RunDirectory) -> None:
+    pool = ProcessPool(run, 1)
+    started = run.root.parent / "started"
+    try:
+        pool.submit(job("wait"))
+        while not started.exists():
+            assert pool.poll() == []
+            time.sleep(0.02)
+        pool.workers[0].process.kill()  # as the system does for want of memory
+        [answer] = answers(pool, [])
+    finally:
+        pool.close()
+
+    assert (answer["attack"], answer["status"]) == ("wait", "done")
+    [event] = run.events()
+    assert event["kind"] == "attack-taken-up-again"
+    assert "the attack worker died: exit code -9" in event["message"]
 
 
 @pytest.mark.slow
