@@ -26,7 +26,7 @@ RUN groupadd --system --gid 10001 fedsim \
     && useradd --system --uid 10001 --gid fedsim --no-create-home --shell /usr/sbin/nologin fedsim \
     && install --directory --mode=0700 --owner=fedsim --group=fedsim \
         /srv/runs /srv/runs/demo /srv/runs/demo/truth /srv/runs/demo/alarms /srv/runs/demo/oracle \
-        /srv/authority /srv/server-key /srv/secret /srv/enrolment /srv/node
+        /srv/runs/demo/views /srv/authority /srv/server-key /srv/secret /srv/enrolment /srv/node
 
 COPY README.md LICENSE ./
 COPY attacks attacks

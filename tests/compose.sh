@@ -100,13 +100,18 @@ lines = lambda name: [json.loads(one) for one in (run / name).read_text().splitl
 summary = json.loads((run / "summary.json").read_text())
 assert summary["status"] == "done", summary
 assert [one["round"] for one in lines("rounds.jsonl")] == list(range(61))
-failed = [one for one in lines("events.jsonl") if one["kind"] == "client-failed"]
+failed = [one for one in lines("events.jsonl") if one["kind"] in ("client-failed", "no-reply")]
 assert len({one["client"] for one in failed}) == 1, failed  # the one that was killed, and no other
 assert min(one["round"] for one in failed) >= killed_in - 1, failed[0]
 scores = lines("scores.jsonl")
 told = {(one["observation"], one["attack"]) for one in scores}
 heard = {path.stem for path in (run / "observations").glob("*.json")}
-assert len(heard) == 6 and len(told) == len(scores) == 6 * 4, (heard, len(scores))
+gone = failed[0]["client"]
+wanted = {
+    f"round-{number:05d}-client-{client}-to-server"
+    for number in (1, 10, 20) for client in (0, 1) if client != gone or number < killed_in - 1
+}
+assert wanted <= heard and len(told) == len(scores) == len(heard) * 4, (heard, len(scores))
 lost = [one for one in lines("events.jsonl") if one["kind"] == "attack-worker-lost"]
 assert lost, "the job of the worker that was killed was not offered again"
 assert (run / "report.html").stat().st_size > 10_000
