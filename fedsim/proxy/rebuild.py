@@ -92,7 +92,8 @@ class Rebuilder:
         self.note = note
         self.largest = largest
         self.objects = Objects(memory)
-        self._open: OrderedDict[str, _Open] = OrderedDict()
+        # by all that was told: who tells of the same message otherwise stands in nobody's way
+        self._open: OrderedDict[flower.Announced, _Open] = OrderedDict()
         self._open_parts = 0
         self._recent: OrderedDict[str, RecordDict] = OrderedDict()
 
@@ -118,25 +119,25 @@ class Rebuilder:
         except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
             self.note("tap-unreadable", f"{path}: {_said(error)}")
 
-    def _try(self, identity: str) -> None:
+    def _try(self, told: flower.Announced) -> None:
         """Rebuild a message of which everything came; one that cannot be spoils no other."""
-        whole = self._open.pop(identity)
+        whole = self._open.pop(told)
         self._open_parts -= len(whole.parts)
         try:
-            self._rebuild(identity, whole)
+            self._rebuild(told.identity, whole)
         except OSError as error:
             self.note("tap-lost", f"what was heard cannot be written: {error.strerror or error}")
         except Exception as error:
             self.note("tap-unreadable", f"a message: {_said(error)}")
 
     def _expect(self, told: flower.Announced, *, down: bool) -> None:
-        if told.identity in self._open:
+        if told in self._open:
             return
         missing = {part for part in told.parts if part not in self.objects}
-        self._open[told.identity] = _Open(told.parts, down, missing)
+        self._open[told] = _Open(told.parts, down, missing)
         self._open_parts += len(told.parts)
         if not missing:
-            self._try(told.identity)
+            self._try(told)
         while len(self._open) > MOST_OPEN or self._open_parts > MOST_OPEN_PARTS:
             _, oldest = self._open.popitem(last=False)
             self._open_parts -= len(oldest.parts)
@@ -150,8 +151,8 @@ class Rebuilder:
         self.objects.put(name, content)
         for one in self._open.values():
             one.missing.discard(name)
-        for identity in [one for one, whole in self._open.items() if not whole.missing]:
-            self._try(identity)
+        for told in [one for one, whole in self._open.items() if not whole.missing]:
+            self._try(told)
 
     def _rebuild(self, identity: str, whole: _Open) -> None:
         if not all(part in self.objects for part in whole.parts):

@@ -231,6 +231,19 @@ def test_a_message_that_cannot_be_rebuilt_spoils_no_other() -> None:
     assert [kind for kind, _ in heard.notes] == ["tap-unreadable"]
 
 
+def test_who_tells_of_a_message_that_it_has_other_parts_does_not_hide_it() -> None:
+    asked = question()
+    tree = get_object_tree(asked)
+    tree.children.append(ObjectTree(object_id="0" * 64))
+    forged = PushMessagesRequest(message_object_trees=[tree]).SerializeToString()
+    heard = Heard().hear([("/v1/fleet/push-messages", forged, b"")])
+
+    heard.hear(maker.to_node(asked))
+
+    assert [name for name, _ in heard.down] == [asked.object_id]
+    assert heard.up == []
+
+
 def test_an_ear_that_fails_is_noted_and_the_next_message_is_heard() -> None:
     heard, failures = Heard(), [OSError(28, "No space left on device"), KeyError("arrays")]
 
