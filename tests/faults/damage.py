@@ -26,7 +26,8 @@ def damaged(content: RecordDict, how: str, rng: random.Random) -> RecordDict | N
         (record, name)
         for record in copy.array_records.values()
         for name, array in record.items()
-        if how not in ("nan", "infinite") or array.dtype.startswith("float")
+        if 0 not in array.shape
+        and (how not in ("nan", "infinite") or array.dtype.startswith("float"))
     ]
     if not places:
         return None

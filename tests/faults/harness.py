@@ -499,6 +499,8 @@ class _Peers(_Checks):
             return None  # it says nothing
         if call.kind == peers.REPORT:
             following = grid.calls[fault.call] if fault.call < len(grid.calls) else call
+            if following.kind == peers.REPORT and len(call.sent) == 1:
+                return None  # it was only asked whether it is there
             # who is to begin anew from this model refuses it
             refused = following.kind == peers.ADOPT and self.told(
                 next(iter(following.sent)) - FIRST_NODE, None, {"client-failed", "no-reply"}
