@@ -333,7 +333,7 @@ def test_a_cluster_that_cannot_be_joined_is_refused(
 
     monkeypatch.setattr(ray, "init", unreachable)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(engine_module, "reach_out", lambda: None)  # the cluster here needs its token
+    monkeypatch.setattr(engine_module, "reach_out", lambda: None)  # its token is needed here
 
     said = r"engine\.address: cannot join a Ray cluster at '10\.0\.0\.1:6379': nobody there"
     with pytest.raises(ConfigError, match=said):
