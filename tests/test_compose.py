@@ -49,10 +49,6 @@ def test_whoever_attacks_or_taps_does_so_only_behind_a_profile() -> None:
     assert others == {"prepare", "superlink", "supernode", "driver", "page"}
 
 
-def test_docker_compose_up_alone_is_the_demo_with_its_attacker() -> None:
-    assert "COMPOSE_PROFILES=attack\n" in (ROOT / ".env").read_text()
-
-
 def test_the_federation_has_no_way_out() -> None:
     assert read(MAIN)["networks"]["federation"]["internal"] is True
     for name in ("superlink", "supernode", "driver", "tap"):
