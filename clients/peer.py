@@ -20,6 +20,7 @@ from clients.participant import Participant
 from clients.sealing import seal
 from fedsim.defenses import Defense, TrainingDefense, private_clients, with_penalties
 from fedsim.peer_wire import (
+    ABSENT,
     HOP,
     MEMBERS,
     MODEL,
@@ -174,6 +175,7 @@ class Peer:
             here,
             local=functools.partial(self._train, server_round, mind, training),
             moves_weights=experiment.training.update_kind != "gradient",
+            absent=frozenset(integers(config[ABSENT])),
         )
 
     def _train(

@@ -155,7 +155,8 @@ class ServerConfig(Section):
     """Evaluate after every so many rounds, and after the last."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Training ends early after so many evaluations in a row that are no better, in accuracy, than
-    the best before them; unset means never."""
+    the best before them, counted from the first whose loss is 5 % below that of guessing by how
+    frequent classes are; unset means never."""
     evaluate_clients: bool = False
     """Whether clients evaluate the new model on their own data as well."""
     reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -393,9 +393,14 @@ class Equations:
         sound = {(one.sender, one.receiver) for one in messages if one.parcel is not None}
         spoke = {one.sender for one in messages}
         listened = {receiver for _, receiver in sound}
-        edges = self.federation.network.edges(server_round)
+        absent = Faults(failed=self.failed).absent(server_round)
+        edges = [
+            (sender, receiver)
+            for sender, receiver in self.federation.network.edges(server_round)
+            if not (protocol.delivers_late and receiver in absent)  # nobody speaks to them
+        ]
         for peer in own:
-            if peer not in spoke:
+            if peer not in spoke and any(sender == peer for sender, _ in edges):
                 self.failed[server_round, peer] = 0
             elif peer not in listened and any(receiver == peer for _, receiver in edges):
                 self.failed[server_round, peer] = 1

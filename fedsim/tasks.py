@@ -91,6 +91,18 @@ def load_task(
     return task
 
 
+def uninformed_loss(labels: Tensor) -> float:
+    """Return the least mean cross entropy of a model that says the same of every input, in nats.
+
+    That is the entropy of how frequent the classes are.
+
+    Args:
+        labels: Shape (N,), int64, N at least 1.
+    """
+    frequency = labels.bincount().double() / len(labels)
+    return float(torch.special.entr(frequency).sum())
+
+
 def evaluate(
     model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int = 256
 ) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from fedsim.peers import Federation, federation_of
 from fedsim.protocols.peer_protocol import MessageKind
 from fedsim.records import RunDirectory
 from fedsim.setup import shares_of
+from fedsim.tasks import uninformed_loss
 from fedsim.threat import places_of, threat_of
 from fedsim.views import forget_views
 from fedsim.wire import (
@@ -65,13 +66,14 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid) -> None:
     if resumed is None:
         models = relay.models(0)
         run.append_round({"round": 0} | relay.judge.judged(models))
-        relay_checkpoint.save(run, 0, relay.judge.average(models), {}, set())
+        relay_checkpoint.save(run, 0, relay.judge.average(models), {}, set(), set())
     else:
-        last, relay.late, relay.behind = resumed
+        last, relay.late, relay.behind, relay.absent = resumed
     forget_views(run, after=last)  # a round that was begun is played again
+    uninformed = uninformed_loss(federation.task.data.test_labels)
     for number in range(last + 1, experiment.rounds + 1):
         patience = experiment.server.patience
-        if patience is not None and settled(run.rounds(), patience):
+        if patience is not None and settled(run.rounds(), patience, uninformed):
             break
         relay.one(number)
 
@@ -102,6 +104,7 @@ class Relay:
         node_of: Node by peer.
         late: What could not be delivered yet, where the protocol wants it delivered late.
         behind: Members of a collective that missed a round, and must begin anew.
+        absent: Who did not answer in the last round.
     """
 
     federation: Federation
@@ -110,6 +113,7 @@ class Relay:
     node_of: Mapping[int, int]
     late: Inbox = field(default_factory=dict)
     behind: set[int] = field(default_factory=set)
+    absent: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Build what is used in every round."""
@@ -147,6 +151,7 @@ class Relay:
         self.deserted = not members
         if self.protocol.collective:
             self._leave_behind(members)
+        self.absent = tally.failed
         record = self._record(tally)
         if number % self.experiment.server.evaluate_every == 0 or number == self.experiment.rounds:
             models = self.models(number)
@@ -156,7 +161,7 @@ class Relay:
             average = None
         # in this order: killed in between, a resumed run repeats the round and its record counts
         self.run.append_round(record | {"seconds": round(time.perf_counter() - start, 6)})
-        relay_checkpoint.save(self.run, number, average, self.late, self.behind)
+        relay_checkpoint.save(self.run, number, average, self.late, self.behind, self.absent)
 
     def _leave_behind(self, members: Sequence[int]) -> None:
         """Note which members of a collective must begin anew after a round."""
@@ -307,6 +312,7 @@ class Relay:
                 peer_wire.HOP: hop,
                 peer_wire.SPEAKS: speaks,
                 peer_wire.MEMBERS: list(members),
+                peer_wire.ABSENT: sorted(self.absent),
             }
         )
         deliver(content, inbox.get(peer, []))

@@ -16,6 +16,7 @@ from fedsim.records import RunDirectory
 from fedsim.wire import to_record, to_tensors
 
 Late = dict[int, list[Addressed]]
+Restored = tuple[int, Late, set[int], set[int]]
 
 
 def save(
@@ -24,6 +25,7 @@ def save(
     average: Tensors | None,
     late: Mapping[int, Sequence[Addressed]],
     behind: set[int],
+    absent: set[int],
 ) -> None:
     """Write the state after a round; the file appears whole.
 
@@ -33,6 +35,7 @@ def save(
         average: The mean of all models; None to keep that of an earlier round.
         late: What waits for whom.
         behind: Members of a collective that must begin anew.
+        absent: Who did not answer in the round.
     """
     if average is None:
         average = part_of(read_tensors(run.checkpoint)[0], "weights")
@@ -54,13 +57,16 @@ def save(
     metadata = {
         "round": str(number),
         "behind": json.dumps(sorted(behind)),
+        "absent": json.dumps(sorted(absent)),
         "late": json.dumps(waiting),
     }
     replace_tensors(run.checkpoint, tensors, metadata)
 
 
-def restore(run: RunDirectory) -> tuple[int, Late, set[int]] | None:
-    """Return the last whole round, what waits for whom, and who is behind; None at the start.
+def restore(run: RunDirectory) -> Restored | None:
+    """Return the last whole round, what waits for whom, who is behind and who did not answer.
+
+    None at the start.
 
     Raises:
         Damaged: The file is not as `save` wrote it.
@@ -72,7 +78,7 @@ def restore(run: RunDirectory) -> tuple[int, Late, set[int]] | None:
         return _restored(tensors, metadata)
 
 
-def _restored(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[int, Late, set[int]]:
+def _restored(tensors: Tensors, metadata: Mapping[str, str]) -> Restored:
     late: Late = {}
     for place, waits in enumerate(json.loads(metadata["late"])):
         late.setdefault(waits["receiver"], []).append(
@@ -85,4 +91,5 @@ def _restored(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[int, Late,
                 about=ConfigRecord(waits["about"]),
             )
         )
-    return int(metadata["round"]), late, set(json.loads(metadata["behind"]))
+    behind, absent = (set(json.loads(metadata[who])) for who in ("behind", "absent"))
+    return int(metadata["round"]), late, behind, absent

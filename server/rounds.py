@@ -23,7 +23,7 @@ from fedsim.secure_sum.settings import settings_of
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, shares_of, task_of
 from fedsim.tampering import Tamperer
-from fedsim.tasks import Task, evaluate
+from fedsim.tasks import Task, evaluate, uninformed_loss
 from fedsim.threat import threat_of
 from fedsim.wire import (
     ARRAYS,
@@ -53,6 +53,9 @@ from server.strategies import build_strategy
 
 DIVERGED = 10.0
 """Times the loss before training, from which training is said to diverge."""
+LEARNED = 0.95
+"""Times the loss of a model that knows how frequent classes are and no more, below which it has
+learned something."""
 
 
 def train(experiment: Experiment, run: RunDirectory, grid: Grid, *, tap_links: bool = True) -> None:
@@ -90,18 +93,35 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid, *, tap_links: b
     if resumed is None:
         run.append_round(loop.evaluated({"round": 0}, arrays))
         checkpoint.save(run, 0, arrays, strategy)
+    uninformed = uninformed_loss(task.data.test_labels)
     for server_round in range(last + 1, experiment.rounds + 1):
         patience = experiment.server.patience
-        if patience is not None and settled(run.rounds(), patience):
+        if patience is not None and settled(run.rounds(), patience, uninformed):
             break
         arrays = loop.one(server_round, arrays)
 
 
-def settled(rounds: Sequence[Record], patience: int) -> bool:
-    """Whether the last `patience` evaluations are all no better than the best before them."""
-    accuracies = [one["accuracy"] for one in rounds if one.get("accuracy") is not None]
-    if len(accuracies) <= patience:
+def settled(rounds: Sequence[Record], patience: int, uninformed: float) -> bool:
+    """Whether the last `patience` evaluations are all no better than the best before them.
+
+    Evaluations count from the first whose loss says that something was learned: before, a model
+    that names one class after the other has accuracies that rise and fall by chance.
+
+    Args:
+        rounds: Records, in order; those without an evaluation do not count.
+        patience: Evaluations, at least 1.
+        uninformed: See `fedsim.tasks.uninformed_loss`.
+    """
+    evaluated = [one for one in rounds if one.get("accuracy") is not None]
+    learned = (
+        place
+        for place, one in enumerate(evaluated)
+        if one["loss"] is not None and one["loss"] <= LEARNED * uninformed
+    )
+    since = next(learned, None)
+    if since is None or len(evaluated) - since <= patience:
         return False
+    accuracies = [one["accuracy"] for one in evaluated]
     return bool(max(accuracies[-patience:]) <= max(accuracies[:-patience]))
 
 

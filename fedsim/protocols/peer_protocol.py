@@ -102,6 +102,8 @@ class Here:
         links: Those of the whole graph in this round, for a protocol that must know its place in
             it; also those of peers that have failed.
         moves_weights: Whether `local` returns a change of weights in place of a gradient.
+        absent: The peers that did not answer in the round before. They are called again and may be
+            back, so only a protocol that loses by speaking to them need look.
     """
 
     me: int
@@ -116,6 +118,7 @@ class Here:
     local: Callable[[Tensor], Tensor]
     links: Links = ()
     moves_weights: bool = False
+    absent: frozenset[int] = frozenset()
 
     def moved(self, model: Tensor, update: Tensor) -> Tensor:
         """Return the weights after one step of local training."""

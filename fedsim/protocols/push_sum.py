@@ -24,6 +24,8 @@ class PushSum:
     taken at the quotient z, and the step moves the numerator: u <- u - lr g(z). Numerators and
     masses that are on their way belong to nobody, so what cannot be delivered is delivered later;
     between rounds, the sums over all peers and all that is on its way never change but by steps.
+    Who did not answer in the round before is no receiver: a peer that stays dead takes its own mass
+    and the shares of one round out of circulation, and no more.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -46,10 +48,11 @@ class PushSum:
 
     def speak(self, state: State, at: Here) -> tuple[State, Sequence[Post]]:
         """Step, and hand out shares."""
-        share = 1 / (1 + len(at.receivers))
+        receivers = tuple(peer for peer in at.receivers if peer not in at.absent)
+        share = 1 / (1 + len(receivers))
         numerator = at.moved(state["numerator"], at.local(self.model(state)))
         part = {"numerator": share * numerator, "mass": share * state["mass"]}
-        return part, [Post(to=at.receivers, parcel=Parcel(kind=MessageKind.SHARE, tensors=part))]
+        return part, [Post(to=receivers, parcel=Parcel(kind=MessageKind.SHARE, tensors=part))]
 
     def listen(self, state: State, heard: Mapping[int, Sequence[Parcel]], at: Here) -> State:
         """Add up what was kept and every share heard, in order of sender."""

@@ -97,6 +97,10 @@ class Faults:
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)
     lost: Collection[tuple[int, int, int, int]] = ()
 
+    def absent(self, number: int) -> frozenset[int]:
+        """Return who did not answer in the round before this one."""
+        return frozenset(peer for before, peer in self.failed if before == number - 1)
+
 
 def play_round(
     protocol: PeerProtocol,
@@ -132,6 +136,7 @@ def play_round(
         place(network, me, number, members, learning_rate=learning_rate, seed=seed)
         for me in members
     ]
+    absent = faults.absent(number)
     said: list[Said] = []
     inbox: list[Said] = []
     hop = 0
@@ -148,6 +153,7 @@ def play_round(
                 members=members,
                 local=functools.partial(local, me, number),
                 moves_weights=moves_weights,
+                absent=absent,
             )
             for me in members
         }

@@ -162,7 +162,7 @@ def _patience(swept: "Swept") -> str:
     every = count(server.evaluate_every, "round")
     return (
         f"; a training ends early once {count(server.patience, 'evaluation')} in a row, one after "
-        f"every {every}, brought no better accuracy"
+        f"every {every}, brought no better accuracy, but not before it has learned something"
     )
 
 

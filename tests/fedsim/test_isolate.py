@@ -375,6 +375,18 @@ def test_from_a_silent_neighbour_it_follows_how_the_others_average(
     assert max(one["errors"][0] for one in exact) < 1e-4
 
 
+@pytest.mark.parametrize("hop", [0, 1])
+def test_to_a_neighbour_that_was_silent_itself_nobody_speaks_and_nobody_has_failed(
+    tmp_path: Path, hop: int
+) -> None:
+    tiny = experiment('name = "push-sum"', topology=COMPLETE, num_peers=4, rounds=5)
+    exact = crashed(tiny, tmp_path, (2, hop, 0))
+
+    # those of round 2 come late; of round 3 it hears nothing, and of round 4 not where it began
+    assert {one["round"] for one in exact} == {1, 2, 5}
+    assert max(one["errors"][0] for one in exact) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("adversary", "crashes", "untold"),
     [

@@ -282,7 +282,7 @@ def _checkpoint_targets(run: RunDirectory) -> list[Target]:
         arrays=to_record({"values": torch.ones(2), "places": torch.tensor([1, 3])}),
         about=ConfigRecord({"kind": "sparse-change", "chunk": -1}),
     )
-    relay_checkpoint.save(run, 3, weights, {1: [late]}, {2})
+    relay_checkpoint.save(run, 3, weights, {1: [late]}, {2}, {3})
     relayed = run.checkpoint.read_bytes()
     return [
         Target(

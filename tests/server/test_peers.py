@@ -424,6 +424,25 @@ def test_the_mass_of_push_sum_is_kept_when_a_receiver_fails(run: RunDirectory) -
     assert mass == pytest.approx(5, abs=1e-12)
 
 
+def test_nobody_shares_with_a_peer_that_stays_dead_until_it_is_back(tmp_path: Path) -> None:
+    tiny = experiment("push-sum", num_rounds=9)
+    dead = [(number, 0, 2) for number in range(2, 6)]
+    whole = RunDirectory.create(tmp_path, "whole")
+    killed = RunDirectory.create(tmp_path, "killed")
+
+    peers.train(tiny, whole, Crashing(grid_of(tiny, whole), *dead))
+
+    links = [one["messages"] for one in whole.rounds()[1:]]
+    # two neighbours; in round 6 it speaks again, and nobody knows yet that it will listen
+    assert links == [10, 8, 6, 6, 6, 8, 10, 10, 10]
+    mass = sum(float(state["mass"]) for state in states(tiny, whole))
+    assert mass == pytest.approx(5, abs=1e-12)
+    with pytest.raises(KeyboardInterrupt):
+        peers.train(tiny, killed, Killed(Crashing(grid_of(tiny, killed), *dead), (4, 0)))
+    peers.train(tiny, killed, Crashing(grid_of(tiny, killed), *dead))
+    assert torch.equal(models(tiny, killed), models(tiny, whole))
+
+
 @pytest.mark.parametrize(
     ("protocol", "topology"), [("ring-all-reduce", "ring"), ("tree-all-reduce", "tree")]
 )

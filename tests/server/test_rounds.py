@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -17,7 +18,7 @@ from fedsim.files import digest, read_tensors
 from fedsim.records import RunDirectory
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, task_of
-from fedsim.tasks import evaluate
+from fedsim.tasks import evaluate, uninformed_loss
 from fedsim.wire import ARRAYS, to_record, to_tensors
 from server import checkpoint
 from server.grids import WrappedGrid
@@ -403,23 +404,42 @@ def test_a_finished_run_is_not_trained_again(run: RunDirectory) -> None:
 
 def test_training_settles_once_so_many_evaluations_brought_no_better_accuracy() -> None:
     def rounds(*accuracies: float | None) -> list[dict[str, float | None]]:
-        return [{"round": n, "accuracy": value} for n, value in enumerate(accuracies)]
+        return [{"round": n, "accuracy": value, "loss": 1.0} for n, value in enumerate(accuracies)]
 
-    assert not settled(rounds(0.1, 0.5, 0.5), 2)
-    assert settled(rounds(0.1, 0.5, None, 0.5, 0.4), 2)
-    assert not settled(rounds(0.1, 0.5, 0.4, 0.6), 2)
-    assert not settled([], 1)
+    assert not settled(rounds(0.1, 0.5, 0.5), 2, 2.3)
+    assert settled(rounds(0.1, 0.5, None, 0.5, 0.4), 2, 2.3)
+    assert not settled(rounds(0.1, 0.5, 0.4, 0.6), 2, 2.3)
+    assert not settled([], 1, 2.3)
+
+
+def test_training_does_not_settle_before_something_was_learned() -> None:
+    # what a LeNet under rounding to int8 did in its first 180 rounds: 0.167 was chance
+    plateau = [(0.1, 2.87), (0.167, 2.30), (0.1, 2.30), (0.117, 2.29), (0.1, 2.27), (0.1, None)]
+    learning = [*plateau, (0.3, 2.1), (0.6, 1.2)]
+
+    def rounds(pairs: list[tuple[float, float | None]]) -> list[dict[str, float | None]]:
+        return [{"accuracy": accuracy, "loss": loss} for accuracy, loss in pairs]
+
+    uninformed = uninformed_loss(torch.arange(10).repeat(36))
+    assert uninformed == pytest.approx(math.log(10))
+    assert uninformed_loss(torch.tensor([0, 0, 0, 1])) == pytest.approx(0.5623, abs=1e-4)
+    assert not settled(rounds(plateau), 3, uninformed)
+    assert not settled(rounds([*learning, (0.6, 1.2), (0.6, 1.2)]), 3, uninformed)
+    assert settled(rounds([*learning, *[(0.6, 1.2)] * 3]), 3, uninformed)
+    # a lucky guess before counts as what is to be beaten, and its evaluations do not
+    assert not settled(rounds([*plateau, (0.15, 2.1)]), 1, uninformed)
+    assert settled(rounds([*plateau, (0.15, 2.1), (0.16, 2.1)]), 1, uninformed)
 
 
 def test_training_ends_early_where_it_has_settled_and_a_resumed_run_leaves_it_so(
     tmp_path: Path,
 ) -> None:
-    # a step this small changes no prediction, so the first evaluation stays the best
     text = """
 name = "settles"
-rounds = 9
-training.learning_rate = 1e-12
-server = { evaluate_every = 2, patience = 2 }
+rounds = 400
+training.batch_size = 32
+training.learning_rate = 1.0
+server = { evaluate_every = 4, patience = 2 }
 model = { name = "mlp", options = { hidden = [8] } }
 partition.clients = 2
 """
@@ -428,4 +448,17 @@ partition.clients = 2
 
     for _ in range(2):
         train(experiment, run, InProcessGrid(experiment, run, app))
-        assert [one["round"] for one in run.rounds()][-1] == 4
+        accuracies = [one["accuracy"] for one in run.rounds() if one.get("accuracy") is not None]
+        assert len(run.rounds()) - 1 < 400
+        assert max(accuracies) == accuracies[-3] > 0.3
+
+
+def test_a_training_that_never_learns_is_not_said_to_have_settled(tmp_path: Path) -> None:
+    # a step this small changes no prediction, so the first evaluation stays the best
+    tiny = experiment("server.patience = 1", num_rounds=4)
+    still = parse_experiment(tiny.to_toml(), overrides=["training.learning_rate=1e-12"])
+    run = RunDirectory.create(tmp_path, "still")
+
+    train(still, run, InProcessGrid(still, run, app))
+
+    assert run.rounds()[-1]["round"] == 4

@@ -43,7 +43,7 @@ RATE, DIM, ROUNDS = 0.125, 12, 4
 def test_every_message_and_every_place_of_a_gradient_is_what_its_row_says(
     protocol: PeerProtocol, graph: Graph, faulty: bool, own: bool
 ) -> None:
-    faults = Faults(failed={(2, 3): 1, (3, 0): 0}, lost=set()) if faulty else Faults()
+    faults = Faults(failed={(2, 3): 1, (3, 0): 0, (3, 3): 0}) if faulty else Faults()
     unknowns = Unknowns(num_peers=6, rounds=ROUNDS, own_starts=own)
     values = torch.zeros(len(unknowns), DIM, dtype=torch.float64)
     starts = own_starts(6, DIM) if own else own_starts(1, DIM) * 6

@@ -1,5 +1,7 @@
 """Push-sum, against what it must conserve."""
 
+from dataclasses import replace
+
 import torch
 
 from fedsim.protocols.peer_protocol import MessageKind, Parcel
@@ -14,6 +16,7 @@ from tests.fedsim.protocols.playing import (
     play,
     quadratics,
     random_graph,
+    ring,
     same_starts,
 )
 
@@ -52,6 +55,46 @@ def test_no_mass_is_lost_when_peers_fail() -> None:
         for what, whole in {"mass": torch.tensor([6.0]), "numerator": sum(own_starts(6))}.items():
             total = torch.stack([part[what] for part in parts]).sum(0)
             torch.testing.assert_close(total, torch.as_tensor(whole).double(), rtol=0, atol=1e-12)
+
+
+def test_a_peer_that_stays_dead_takes_no_more_with_it_than_the_shares_of_one_round() -> None:
+    protocol, starts = PushSum(), [start.float() for start in own_starts(5)]
+    faults = Faults(failed={(number, 2): 0 for number in range(3, 1001)})
+    states, late = [protocol.begin(start) for start in starts], list[Said]()
+    kept = []
+
+    for number in range(1, 1001):
+        played = play_round(
+            protocol,
+            ring(5),
+            states,
+            nothing_to_learn,
+            number,
+            learning_rate=0.1,
+            faults=faults,
+            late=late,
+        )
+        states = list(played.states)
+        kept.append(sum(float(state["mass"]) for state in states if state is not states[2]))
+        assert [(one.round, one.sender) for one in late] == ([(3, 1), (3, 3)] if number > 2 else [])
+
+    assert max(kept[2:]) - min(kept[2:]) <= 1e-12  # what is left in circulation stays there
+    assert kept[2] > 2
+    whole = torch.stack([states[peer]["numerator"] for peer in (0, 1, 3, 4)]).sum(0) / kept[-1]
+    for peer in (0, 1, 3, 4):
+        torch.testing.assert_close(protocol.model(states[peer]), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_peer_with_nobody_left_to_speak_to_keeps_everything() -> None:
+    protocol, network = PushSum(), ring(3)
+    here = place(network, 0, 2, (0, 1, 2), learning_rate=0.1, seed=0)
+    here = replace(here, local=torch.zeros_like, absent=frozenset({1, 2}))
+
+    state, (post,) = protocol.speak(protocol.begin(torch.tensor([3.0])), here)
+
+    assert post.to == ()
+    assert float(state["mass"]) == 1
+    assert float(state["numerator"]) == 3
 
 
 def test_models_converge_to_the_mean_on_a_directed_graph() -> None:
