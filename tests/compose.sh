@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image and runs docker-compose.yml for real: a run, an attack worker and a node killed
-# in the middle of it, the records checked, everything removed.
+# Builds the image and runs docker-compose.yml for real, twice: a run in which an attack worker and a
+# node are killed in the middle; and plain `up` with `--scale` and a tap on TLS, in which the driver
+# is killed and goes on, and attacks itself. The records are checked, and everything is removed.
 #   tests/compose.sh            needs a Docker engine with the compose plugin; says so and skips
 #   REQUIRED=1 tests/compose.sh the same, but fails where there is none
 # It takes about 6 minutes the first time, most of them for the image of 7 GB.
@@ -120,6 +121,39 @@ print(f"61 rounds, {len(failed)} of them without the killed node; {len(scores)} 
       f"{len(lost)} jobs taken up again; best image {best:.1f} dB")
 PYTHON
 say "the records are whole"
+
+docker compose down --volumes --timeout 5 >/dev/null 2>&1
+
+# nobody who attacks, two nodes by `--scale`, and a tap that meets TLS
+export COMPOSE_PROFILES=tap FEDSIM_MEETING_POINT=tap:8000 FEDSIM_ROUNDS=40 FEDSIM_HEARD='[1]'
+docker compose up --detach --wait --wait-timeout 600 --scale supernode=2 \
+  superlink supernode page tap driver 2>&1 | tail -1
+until_true 300 "round 10 without an attacker" \
+  sh -c "[ \$(docker compose exec -T driver sh -c 'cat /srv/runs/demo/rounds.jsonl 2>/dev/null | wc -l') -gt 10 ]"
+driver=$(docker compose ps --quiet driver)
+before=$(rounds)
+docker kill "$driver" >/dev/null
+say "killed the driver in round $before"
+docker compose start driver >/dev/null 2>&1
+code=$(timeout 900 docker wait "$driver") || fail "the second run did not end"
+[ "$code" = 0 ] || fail "the driver ended with code $code"
+docker compose cp driver:/srv/runs/demo "$OUT/second" >/dev/null 2>&1
+python3 - "$OUT/second" <<'PYTHON'
+import json, pathlib, sys
+
+run = pathlib.Path(sys.argv[1])
+lines = lambda name: [json.loads(one) for one in (run / name).read_text().splitlines()]
+assert json.loads((run / "summary.json").read_text())["status"] == "done"
+assert [one["round"] for one in lines("rounds.jsonl")] == list(range(41))
+scores = lines("scores.jsonl")
+assert {one["victim"] for one in scores} == {"client-0", "client-1"}, scores
+assert "attack-stand-in" in {one["kind"] for one in lines("events.jsonl")}
+traffic = lines("traffic.jsonl")
+assert traffic and all(one["encrypted"] for one in traffic), "the tap read what is encrypted"
+print(f"41 rounds of two nodes, {len(scores)} attacks by the driver itself, "
+      f"{len(traffic)} lines of traffic, all of it encrypted")
+PYTHON
+say "the second run is over, and its records are whole"
 
 docker compose down --volumes --timeout 5 >/dev/null 2>&1
 left=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"

@@ -205,8 +205,12 @@ class Directed(Deployment):
     """Containers: a SuperLink, SuperNodes that enrolled, and attack workers, each in its own."""
 
     def open_pool(self) -> AttackPool:
-        """Offer attacks to whoever takes them."""
-        return SpoolPool(self.run)
+        """Offer attacks to whoever takes them, and take them itself if nobody does."""
+        workers = self.experiment.engine.attack_workers
+        return SpoolPool(
+            self.run,
+            stand_in=lambda: SpoolWorker(self.run, ProcessPool(self.run, workers), workers),
+        )
 
     def train(self) -> None:
         """Run all rounds.

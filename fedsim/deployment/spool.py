@@ -23,6 +23,8 @@ TOUCH_S = 1.0
 """Seconds between two signs of life of a worker."""
 LEASE_S = 20.0
 """Seconds without one after which a worker is taken for dead."""
+STAND_IN_S = 45.0
+"""Seconds without any worker after which the pool attacks itself, if it may."""
 PATIENCE_S = 90.0
 """Seconds without any worker after which nobody waits for one any more."""
 MOST_TRIES = 3
@@ -67,17 +69,25 @@ class _Open:
 class SpoolPool:
     """Attack workers that take their jobs from the run directory, wherever they run.
 
-    Where no worker shows up for long, the jobs are left as they are: `fedsim attack` can do them
-    later.
+    Where no worker shows up for long, it brings one of its own if it was given one; if not, the
+    jobs are left as they are: `fedsim attack` can do them later.
 
     Args:
         run: The run that is attacked.
         clock: Tells the time, in seconds.
+        stand_in: Starts a worker of its own; None if there is none.
     """
 
-    def __init__(self, run: RunDirectory, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        clock: Clock = time.monotonic,
+        stand_in: "Callable[[], SpoolWorker] | None" = None,
+    ) -> None:
         self.run = run
         self.clock = clock
+        self.stand_in = stand_in
+        self.own: SpoolWorker | None = None
         self.folder = folder_of(run)
         self.open: dict[int, _Open] = {}
         self.last_sign = clock()
@@ -105,6 +115,7 @@ class SpoolPool:
     def poll(self) -> list[Record]:
         """Return the answers that came since the last call; offer again what nobody works on."""
         self._look_for_workers()
+        self._stand_in()
         answered: list[Record] = []
         for number, one in list(self.open.items()):
             answer = self._answer(number, one.job)
@@ -127,6 +138,9 @@ class SpoolPool:
 
     def close(self) -> None:
         """Tell the workers to go; jobs that are not answered yet are dropped."""
+        if self.own is not None:
+            self.own.end()
+            self.own.pool.close()
         for number in self.open:
             self._forget(number)
         replace_json(self.folder / "over.json", {})
@@ -193,6 +207,17 @@ class SpoolPool:
                 if self.signs.setdefault(path.name, stamp) != stamp:
                     self.signs[path.name] = stamp
                     self.last_sign = self.clock()
+
+    def _stand_in(self) -> None:
+        """Work on the jobs, if nobody else does."""
+        if self.own is not None:
+            self.own.step()
+        elif self.stand_in and self.open and self.clock() - self.last_sign > STAND_IN_S:
+            self.run.append_event(
+                "attack-stand-in",
+                f"no attack worker was there for {STAND_IN_S:g} s: the director attacks, too",
+            )
+            self.own = self.stand_in()
 
     def _deserted(self) -> bool:
         if not self.open or self.clock() - self.last_sign <= PATIENCE_S:

@@ -109,12 +109,16 @@ class Tap:
     # the thread
 
     def _work(self) -> None:
+        reading: _Reading | None = None
         try:
             run = self._find_run()
             if run is not None:  # else it ended before there was a run
-                self._read(_Reading(run))
-        except Exception:  # relaying goes on, come what may
+                reading = _Reading(run)
+                self._read(reading)
+        except Exception as error:  # relaying goes on, come what may
             LOG.exception("the tap hears nothing any more")
+            if reading is not None:
+                reading.note("tap-crashed", f"the tap hears nothing any more: {error!r}")
         finally:
             self._deaf = True
 

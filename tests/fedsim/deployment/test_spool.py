@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from fedsim.deployment import spool
-from fedsim.deployment.spool import LEASE_S, MOST_TRIES, PATIENCE_S, SpoolPool, SpoolWorker
+from fedsim.deployment.spool import (
+    LEASE_S,
+    MOST_TRIES,
+    PATIENCE_S,
+    STAND_IN_S,
+    SpoolPool,
+    SpoolWorker,
+)
 from fedsim.files import Record, replace_json
 from fedsim.pool import Job
 from fedsim.records import RunDirectory
@@ -184,6 +191,48 @@ def test_an_answer_of_a_worker_whose_job_was_given_to_another_is_not_taken_twice
 
     assert pool.poll() == []
     assert not list(pool.folder.glob("0*"))
+
+
+def test_where_no_worker_is_there_it_brings_one_of_its_own(run: RunDirectory, clock: Clock) -> None:
+    inner = Inner(run)
+    pool = SpoolPool(run, clock, stand_in=lambda: SpoolWorker(run, inner, 1))
+    clock.now = STAND_IN_S + 1
+    assert pool.poll() == []
+    assert run.events() == []  # nothing waits, so nobody is missing
+    pool.submit(job())
+
+    pool.poll()
+    pool.poll()
+    inner.finish()
+    answered = [*pool.poll(), *pool.poll()]
+
+    assert [one["status"] for one in answered] == ["done"]
+    assert [event["kind"] for event in run.events()] == ["attack-stand-in"]
+    clock.now += 2 * PATIENCE_S
+    pool.submit(job("another"))
+    later(pool.folder, "worker-*")
+    pool.poll()
+    assert pool.waiting == 1  # its own worker shows signs of life as any other
+    pool.close()
+    assert not list(pool.folder.glob("worker-*"))
+
+
+def test_while_a_worker_is_there_nobody_stands_in_for_it(run: RunDirectory, clock: Clock) -> None:
+    def never() -> SpoolWorker:
+        raise AssertionError("somebody was there")
+
+    pool = SpoolPool(run, clock, stand_in=never)
+    worker = SpoolWorker(run, Inner(run), 1)
+    worker.step()
+    pool.poll()
+    pool.submit(job())
+
+    for _ in range(5):
+        clock.now += STAND_IN_S - 1
+        later(pool.folder, "worker-*")
+        pool.poll()
+
+    assert run.events() == []
 
 
 def test_a_worker_that_is_told_to_go_gives_its_jobs_back(

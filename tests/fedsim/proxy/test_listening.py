@@ -222,6 +222,26 @@ def test_a_tap_that_breaks_lets_everything_pass(
 
     assert tap._pieces.qsize() == 1  # the end, and nothing before it
     assert "hears nothing any more" in caplog.text
+    assert run.events() == []  # what cannot be read has no place for events
+
+
+def test_a_reader_that_breaks_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepared(tmp_path)
+
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError("a fault of the reader")
+
+    monkeypatch.setattr("fedsim.proxy.http.Conversation.feed", breaks)
+    tap = Tap(run.root)
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"POST ")
+    until(lambda: not tap._thread.is_alive())
+    tap.crossed(0, "up", b"x")
+    tap.close()
+
+    (event,) = run.events()
+    assert event["kind"] == "tap-crashed"
+    assert "ZeroDivisionError('a fault of the reader')" in event["message"]
 
 
 def test_a_full_disk_is_an_event_if_that_can_be_written_and_stops_nothing(
