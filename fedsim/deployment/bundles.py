@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from fedsim.deployment.flower_private import content_from_bytes, content_to_bytes
+from fedsim.wrapped_grid import WrappedGrid
 
 BUNDLE = "fedsim.bundle"
 """Name of the record that holds all others; also how an array says that it is no array."""
@@ -46,39 +46,8 @@ def unbundle(content: RecordDict) -> RecordDict:
         return RecordDict()
 
 
-class Bundling(Grid):
-    """Hand messages on in bundles.
-
-    Args:
-        inner: The grid that does the work.
-    """
-
-    def __init__(self, inner: Grid) -> None:
-        self.inner = inner
-
-    def set_run(self, run: object) -> None:
-        """Leave it to `inner`."""
-        self.inner.set_run(run)  # type: ignore[arg-type]  # Flower's Run is private
-
-    @property
-    def run(self) -> object:  # type: ignore[override]  # Flower's Run is private
-        """Leave it to `inner`."""
-        return self.inner.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Leave it to `inner`."""
-        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Leave it to `inner`."""
-        return self.inner.get_node_ids()
+class Bundling(WrappedGrid):
+    """Hand messages on in bundles."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send bundles."""

@@ -6,8 +6,8 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim.wire import ARRAYS, CONFIG, ROUND
+from fedsim.wrapped_grid import WrappedGrid
 from server.adversaries.ear import Ear
-from server.grids import WrappedGrid
 
 
 class LinkTap(WrappedGrid):

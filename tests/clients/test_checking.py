@@ -16,7 +16,7 @@ from fedsim.files import digest, read_tensors
 from fedsim.records import RunDirectory
 from fedsim.schemas import DOCUMENTS
 from fedsim.stages.prepare import check
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from server.rounds import train
 
 OWN_CHECKS = '''

@@ -22,8 +22,8 @@ from fedsim.records import RunDirectory
 from fedsim.stages.isolate import Isolator
 from fedsim.views import views_of
 from fedsim.wire import CONFIG
+from fedsim.wrapped_grid import WrappedGrid
 from server import peers
-from server.grids import WrappedGrid
 
 PROTOCOLS = [
     ("gradient-sharing", "ring"),

@@ -10,7 +10,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.engines.local import CLIENT_FAILED, NO_REPLY, failure
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from tests.faults.damage import DAMAGES, damaged
 
 LOST = ("request-lost", "reply-lost")

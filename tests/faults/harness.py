@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def _check_rounds(run: RunDirectory, outcome: Outcome, keeper: _Keeper) -> None:
 # what both kinds of federation check
 
 
-class _Checks:
+class _Checks(ABC):
     def __init__(
         self,
         experiment: Experiment,
@@ -225,8 +226,9 @@ class _Checks:
                 self.told_of(grid, one)
         self.weights()
 
+    @abstractmethod
     def weights(self) -> None:
-        raise NotImplementedError
+        """Check that the weights are those of what reached the server."""
 
     def told_of(self, grid: Faulty, fault: Injected) -> None:
         """Check that a fault which reached the server is an event."""
@@ -281,8 +283,9 @@ class _Checks:
     def of_damaged_request(self, grid: Faulty, call: Call, fault: Injected) -> set[str] | None:
         return {"client-failed", "message-refused"}
 
+    @abstractmethod
     def of_damaged_reply(self, grid: Faulty, call: Call, fault: Injected) -> set[str] | None:
-        raise NotImplementedError
+        """Return the kinds of events one of which must tell of it; None if none needs to."""
 
 
 def _round(call: Call, node: int) -> int | None:

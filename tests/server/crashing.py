@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
 from fedsim.peer_wire import HOP
 from fedsim.wire import CONFIG, ROUND
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 
 
 class Crashing(WrappedGrid):

@@ -8,7 +8,8 @@ from flwr.app import Error, Message, RecordDict
 from fedsim.engines.flower_private import SERVER_NODE, empty_run
 from fedsim.engines.local import FIRST_NODE, LocalGrid
 from fedsim.wire import REPEATED, ticket_of
-from server.grids import Cohort, Matched, WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
+from server.grids import Cohort, Matched
 
 
 class Echo(LocalGrid):

@@ -20,8 +20,8 @@ from fedsim.files import read_tensors
 from fedsim.peers import federation_of
 from fedsim.records import RunDirectory
 from fedsim.wire import CONFIG, to_record, to_tensors
+from fedsim.wrapped_grid import WrappedGrid
 from server import peers
-from server.grids import WrappedGrid
 
 LIAR = 1
 NUM_PEERS = 5

@@ -23,8 +23,8 @@ from fedsim.protocols.simulate import simulate
 from fedsim.records import RunDirectory
 from fedsim.setup import shares_of
 from fedsim.wire import CONFIG, load_state, shared_parameters, to_record, to_tensors
+from fedsim.wrapped_grid import WrappedGrid
 from server import peers, rounds
-from server.grids import WrappedGrid
 from tests.server.crashing import Crashing
 
 

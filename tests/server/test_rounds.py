@@ -20,8 +20,8 @@ from fedsim.seeds import stream
 from fedsim.setup import draw_clients, task_of
 from fedsim.tasks import evaluate, uninformed_loss
 from fedsim.wire import ARRAYS, to_record, to_tensors
+from fedsim.wrapped_grid import WrappedGrid
 from server import checkpoint
-from server.grids import WrappedGrid
 from server.rounds import find_clients, settled, train
 from server.strategies import build_strategy
 

@@ -23,7 +23,7 @@ from fedsim.secure_sum.messages import MASKED
 from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.truth import unseal
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from server.guard import Exchange
 from server.rounds import train
 from server.secure_aggregation import as_update

@@ -20,7 +20,7 @@ from fedsim.proxy.listening import MOST_EVENTS, Tap, rounds_heard
 from fedsim.proxy.traffic import by_link, read_traffic
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from server.rounds import train
 from tests.fedsim.proxy.traffic_maker import from_node, in_pieces, on_the_wire, to_node
 

@@ -23,9 +23,9 @@ from fedsim.seeds import stream
 from fedsim.setup import task_of
 from fedsim.truth import unseal
 from fedsim.wire import ARRAYS, METRICS, shared_parameters, to_record, to_tensors
+from fedsim.wrapped_grid import WrappedGrid
 from server.adversaries.curious import HonestButCurious
 from server.adversaries.ear import Ear
-from server.grids import WrappedGrid
 from server.guard import Exchange
 from server.rounds import train
 

@@ -19,7 +19,7 @@ from fedsim.seeds import stream
 from fedsim.setup import draw_clients, task_of
 from fedsim.truth import unseal
 from fedsim.wire import shared_parameters
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from server.rounds import target, train
 
 STEP = 'algorithm = "fedavg", max_local_steps = 1, learning_rate = 0.5'

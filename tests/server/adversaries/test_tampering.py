@@ -22,7 +22,7 @@ from fedsim.setup import task_of
 from fedsim.stages.prepare import check, write_plan
 from fedsim.truth import unseal
 from fedsim.wire import shared_parameters
-from server.grids import WrappedGrid
+from fedsim.wrapped_grid import WrappedGrid
 from server.rounds import target, train
 
 OWN_ATTACKS = '''

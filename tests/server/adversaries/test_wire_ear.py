@@ -13,8 +13,8 @@ from fedsim.engines.in_process import InProcessGrid
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wire import ARRAYS, CONFIG, PARTITION, ROUND
+from fedsim.wrapped_grid import WrappedGrid
 from server.adversaries.wire_ear import WireEar
-from server.grids import WrappedGrid
 from server.rounds import train
 
 
