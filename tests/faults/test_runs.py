@@ -79,6 +79,13 @@ def came_to(root: Path) -> tuple[str, str]:
     return digest(driver.final_weights(run)), run.views_sha256()
 
 
+def reconstructed(root: Path) -> dict[str, str]:
+    return {
+        f"{one['observation']}/{one['attack']}": one["sha256"]
+        for one in RunDirectory(root).reconstruction_records()
+    }
+
+
 def files_of(root: Path) -> dict[str, bytes]:
     """Everything in a run directory, by path."""
     return {
@@ -151,6 +158,7 @@ def test_a_killed_run_is_taken_over_from_and_loses_nothing(experiment: Path) -> 
     driver.resume(run.root)
 
     assert came_to(run.root) == came_to(whole)
+    assert reconstructed(run.root) == reconstructed(whole)
     assert (run.root / "rounds.jsonl").read_bytes().startswith(recorded)
     after = files_of(run.root)
     assert all(after[name] == data for name, data in observed.items() if ".part" not in name)

@@ -3,10 +3,7 @@
 import errno
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -369,32 +366,6 @@ def test_an_interrupted_run_keeps_its_records_and_resumes_to_the_same_bits(
     assert reconstructed(run) == reconstructed(whole)
     assert [record["round"] for record in run.rounds()] == [0, 1, 2, 3, 4]
     assert "resumed" in {event["kind"] for event in run.events()}
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(experiment: Path) -> None:
-    overrides = ["rounds=60", "adversary.rounds=[1, 40]"]
-    whole = RunDirectory(fedsim.run(experiment, overrides=overrides).directory)
-    sets = [part for override in overrides for part in ("--set", override)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedsim.cli", "run", str(experiment), *sets],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    run = RunDirectory(Path("runs/tiny-0002"))
-    deadline = time.monotonic() + 120
-    while len(run.rounds() if run.root.exists() else []) < 20 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 20 <= len(run.rounds()) <= 60
-
-    driver.resume(run.root)
-
-    assert hashes(run) == hashes(whole)
-    assert reconstructed(run) == reconstructed(whole)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(
