@@ -4,7 +4,7 @@
 # is killed and goes on, and attacks itself. The records are checked, and everything is removed.
 #   tests/compose.sh            needs a Docker engine with the compose plugin; says so and skips
 #   REQUIRED=1 tests/compose.sh the same, but fails where there is none
-# It takes about 6 minutes the first time, most of them for the image of 7 GB.
+# It takes about 8 minutes, more the first time, when the packages of the image of 7 GB are fetched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
