@@ -108,6 +108,7 @@ class Equations:
         self.lost: set[tuple[int, int, int, int]] = set()
         self._drift = np.zeros(len(self.unknowns))
         self._planned: dict[tuple[object, ...], list[Combination]] = {}
+        self._spoke: set[int] = set()
         self._rows = self._plan()
         self._read = functools.lru_cache(maxsize=16)(functools.partial(read_view, self.run))
 
@@ -188,7 +189,10 @@ class Equations:
         self.round = server_round
         views = views_of(self.run, server_round)
         if self.federation.experiment.adversary.listens_in(server_round):
+            before = dict(self.failed)
             self._note_faults(server_round, views)
+            if any(number < server_round for number, _ in self.failed.keys() - before.keys()):
+                self._plan_again(server_round)
         rows = next(self._rows, None)
         if rows is not None:
             for peer, row in rows.weights.items():
@@ -248,6 +252,12 @@ class Equations:
             hears=self.places.hear,
             lots_known=self.lots_known,
         )
+
+    def _plan_again(self, server_round: int) -> None:
+        """Begin the plan anew, up to a round: something is known of those before it."""
+        self._rows = self._plan()
+        for _ in range(1, server_round):
+            next(self._rows, None)
 
     @property
     def lots_known(self) -> bool:
@@ -393,6 +403,9 @@ class Equations:
         sound = {(one.sender, one.receiver) for one in messages if one.parcel is not None}
         spoke = {one.sender for one in messages}
         listened = {receiver for _, receiver in sound}
+        if protocol.delivers_late and server_round > 1:
+            self._note_absent(server_round, messages)
+        self._spoke = spoke
         absent = Faults(failed=self.failed).absent(server_round)
         edges = [
             (sender, receiver)
@@ -412,6 +425,17 @@ class Equations:
                 self.failed.setdefault((server_round, sender), 0)
             elif (sender, receiver) not in sound and not protocol.delivers_late:
                 self.lost.add((server_round, 0, sender, receiver))
+
+    def _note_absent(self, server_round: int, messages: Sequence[Heard]) -> None:
+        """Conclude who did not answer in the round before from whom nobody speaks to."""
+        spoke = {one.sender for one in messages}
+        told = {(one.sender, one.receiver) for one in messages}
+        for sender, receiver in self.federation.network.edges(server_round):
+            heard = self.places.hear(sender, receiver)
+            if heard and sender in spoke and (sender, receiver) not in told:
+                # who was there at the beginning of the round was gone at its end
+                hop = 1 if receiver in self._spoke else 0
+                self.failed.setdefault((server_round - 1, receiver), hop)
 
     # vectors
 

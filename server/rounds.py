@@ -118,10 +118,9 @@ def settled(rounds: Sequence[Record], patience: int, uninformed: float) -> bool:
         for place, one in enumerate(evaluated)
         if one["loss"] is not None and one["loss"] <= LEARNED * uninformed
     )
-    since = next(learned, None)
-    if since is None or len(evaluated) - since <= patience:
+    accuracies = [one["accuracy"] for one in evaluated[next(learned, len(evaluated)) :]]
+    if len(accuracies) <= patience:
         return False
-    accuracies = [one["accuracy"] for one in evaluated]
     return bool(max(accuracies[-patience:]) <= max(accuracies[:-patience]))
 
 

@@ -375,6 +375,19 @@ def test_from_a_silent_neighbour_it_follows_how_the_others_average(
     assert max(one["errors"][0] for one in exact) < 1e-4
 
 
+@pytest.mark.parametrize("adversary", [NEIGHBOUR, 'threat = "link-tap"', 'threat = "relay"'])
+@pytest.mark.parametrize("topology", [COMPLETE, RING])
+def test_whom_nobody_gives_shares_missed_the_end_of_the_round_before(
+    tmp_path: Path, adversary: str, topology: str
+) -> None:
+    tiny = experiment('name = "push-sum"', adversary, topology, num_peers=4, rounds=6)
+    exact = crashed(tiny, tmp_path, (2, 1, 2))
+
+    covered = topology == COMPLETE or adversary != NEIGHBOUR
+    assert {one["round"] for one in exact} >= ({1, 2, 5, 6} if covered else {1})
+    assert max(one["errors"][0] for one in exact) < 1e-4
+
+
 @pytest.mark.parametrize("hop", [0, 1])
 def test_to_a_neighbour_that_was_silent_itself_nobody_speaks_and_nobody_has_failed(
     tmp_path: Path, hop: int

@@ -426,9 +426,9 @@ def test_training_does_not_settle_before_something_was_learned() -> None:
     assert not settled(rounds(plateau), 3, uninformed)
     assert not settled(rounds([*learning, (0.6, 1.2), (0.6, 1.2)]), 3, uninformed)
     assert settled(rounds([*learning, *[(0.6, 1.2)] * 3]), 3, uninformed)
-    # a lucky guess before counts as what is to be beaten, and its evaluations do not
-    assert not settled(rounds([*plateau, (0.15, 2.1)]), 1, uninformed)
-    assert settled(rounds([*plateau, (0.15, 2.1), (0.16, 2.1)]), 1, uninformed)
+    # a lucky guess before is nothing that is to be beaten
+    assert not settled(rounds([*plateau, (0.15, 2.1), (0.16, 2.1)]), 1, uninformed)
+    assert settled(rounds([*plateau, (0.15, 2.1), (0.15, 2.1)]), 1, uninformed)
 
 
 def test_training_ends_early_where_it_has_settled_and_a_resumed_run_leaves_it_so(
