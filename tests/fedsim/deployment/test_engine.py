@@ -1,5 +1,6 @@
 """Runs on Flower's own processes."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -251,6 +252,8 @@ def test_nothing_is_left_when_the_command_is_ended(
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # what a shell has started in the background is deaf to Ctrl-C, and so are its children
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     rounds = tmp_path / "runs" / "digits-curious-server-0001" / "rounds.jsonl"
     with process:
