@@ -214,6 +214,33 @@ def test_a_superlink_that_is_killed_ends_the_run_which_can_be_resumed_to_the_sam
 
 @pytest.mark.slow
 @pytest.mark.flwr_runtime
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["politely", "by force"])
+def test_a_server_app_that_is_ended_early_is_no_run_that_is_done(
+    run: RunDirectory, how: signal.Signals
+) -> None:
+    def end(federation: "engine_module._Federation") -> None:
+        os.kill(federation.server_app.process.pid, how)
+
+    run.append_event("server-failed", "something else, in an earlier try")
+
+    with pytest.raises(RunFailed, match=r"^serverapp ended with code (0|-9); it said:"):
+        Meddled(tiny(rounds=200), run, end).train()
+
+    assert 2 <= len(run.rounds()) < 201
+
+
+@pytest.mark.slow
+@pytest.mark.flwr_runtime
+def test_a_run_that_settled_early_is_done(run: RunDirectory) -> None:
+    learns = "training = { batch_size = 32, learning_rate = 1.0 }\nserver = { patience = 1 }"
+
+    Deployment(tiny(f"{STAR}\n{learns}", rounds=60), run).train()
+
+    assert 2 < len(run.rounds()) < 61
+
+
+@pytest.mark.slow
+@pytest.mark.flwr_runtime
 def test_what_goes_wrong_in_the_server_is_what_the_run_says(run: RunDirectory) -> None:
     run.checkpoint.write_bytes(b"no tensors")
 
@@ -253,7 +280,7 @@ def test_nothing_is_left_when_the_command_is_ended(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # what a shell has started in the background is deaf to Ctrl-C, and so are its children
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     rounds = tmp_path / "runs" / "digits-curious-server-0001" / "rounds.jsonl"
     with process:
