@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.catalog import CLIENT_APP, SERVER_APP, load
 from fedsim.deployment.bundles import Bundling, BundlingClientApp
+from fedsim.engines.ending import note_end
 
 client_app = BundlingClientApp(load(CLIENT_APP))
 server_app = ServerApp()
@@ -17,3 +18,4 @@ server_app = ServerApp()
 def serve(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration holds."""
     load(SERVER_APP)(grid=Bundling(grid), context=context)
+    note_end(context)

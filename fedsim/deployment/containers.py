@@ -28,12 +28,13 @@ from cryptography import x509
 
 from fedsim.deployment import parts, processes
 from fedsim.deployment.certificates import issue, write_secret
-from fedsim.deployment.engine import LOOK_S, START_S, Deployment
+from fedsim.deployment.engine import LOOK_S, START_S, Deployment, check_end
 from fedsim.deployment.enrolment import Enrolled, enrol, gathered, welcome
 from fedsim.deployment.flower_private import Control
 from fedsim.deployment.parts import Site
 from fedsim.deployment.processes import Part
 from fedsim.deployment.spool import SpoolPool, SpoolWorker, folder_of
+from fedsim.engines.ending import Ending
 from fedsim.errors import FedsimError
 from fedsim.files import read_json, replace_bytes
 from fedsim.pool import AttackPool, ProcessPool
@@ -222,6 +223,7 @@ class Directed(Deployment):
         with tempfile.TemporaryDirectory(prefix="fedsim-direct-") as folder, ExitStack() as stack:
             site = Site(Path(folder), Path(folder))
             write_secret(site.home / "executor.secret", places.secret.read_bytes())
+            ending = Ending(self.run, site.home)
             server_app = parts.start_server_app(site, places.superlink, places.authority)
             stack.callback(processes.end, [server_app])
             stack.enter_context(_told([server_app]))
@@ -232,10 +234,10 @@ class Directed(Deployment):
                 if places.tls:
                     for one in self._nodes(places):
                         _let_in(control, places.enrolment, one)
-                control.start(self._project())
+                control.start(self._project(ending))
             while server_app.ended is None:
                 time.sleep(LOOK_S)
-            self._check(server_app)
+            check_end(server_app, ending)
             self._hear_out()
 
     def _hear_out(self) -> None:

@@ -17,12 +17,13 @@ from fedsim.deployment.certificates import Certificates, issue, node_key
 from fedsim.deployment.flower_private import Control
 from fedsim.deployment.parts import HOST, Site
 from fedsim.deployment.processes import Part
+from fedsim.engines.ending import Ending
 from fedsim.errors import RunFailed
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.proxy import LINKS_TAPPED, taps_links
 from fedsim.proxy.listening import rounds_heard
 from fedsim.records import RunDirectory
-from fedsim.wire import NOTE_FAILURE, run_config
+from fedsim.wire import run_config
 
 START_S = 120.0
 """Seconds that a part may take to be there; Python imports much, and machines may be busy."""
@@ -67,6 +68,7 @@ class _Federation:
         certificates: What the SuperLink shows; None without TLS.
         superlink: Its process.
         server_app: The process of the ServerApp.
+        ending: Tells how that ended.
         executor: The process of the ClientApps.
         tap: The process of who listens on links; None where nobody does.
         nodes: SuperNodes, by number.
@@ -78,6 +80,7 @@ class _Federation:
     certificates: Certificates | None
     superlink: Part
     server_app: Part
+    ending: Ending
     executor: Part
     tap: Part | None = None
     nodes: list[_Node] = field(default_factory=list)
@@ -139,6 +142,7 @@ class Deployment:
             certificates=certificates,
             superlink=parts.start_superlink(site, port, certificates),
             server_app=parts.start_server_app(site, address, authority),
+            ending=Ending(self.run, site.home),
             executor=parts.start_executor(site, node_ports, self.experiment),
             tap=parts.start_tap(site, address, tap_ports, self.run.root) if tapped else None,
             nodes=[
@@ -162,7 +166,7 @@ class Deployment:
                     node.key = node_key(node.key_file)
                     node.id = control.register(node.key.public_key())
                 self._start_node(federation, node)
-            control.start(self._project())
+            control.start(self._project(federation.ending))
         return federation
 
     def _start_node(self, federation: _Federation, node: _Node) -> None:
@@ -177,13 +181,14 @@ class Deployment:
             key=node.key_file,
         )
 
-    def _project(self) -> dict[str, object]:
+    def _project(self, ending: Ending) -> dict[str, object]:
         """Return the project file of an app that names our two components, and nothing else."""
         app = {
             "publisher": "fedsim",
             "components": {"serverapp": DEPLOYED_SERVER_APP, "clientapp": DEPLOYED_CLIENT_APP},
             "config": run_config(self.experiment, self.run)
-            | {NOTE_FAILURE: True, LINKS_TAPPED: taps_links(self.experiment)},
+            | ending.config
+            | {LINKS_TAPPED: taps_links(self.experiment)},
         }
         project = {"name": "fedsim-run", "version": "1.0.0", "dependencies": []}
         return {"project": project, "tool": {"flwr": {"app": app}}}
@@ -207,7 +212,7 @@ class Deployment:
                 if node.part is not None and node.part.ended is not None:
                     self._replace_node(federation, node, node.part)
             time.sleep(LOOK_S)
-        self._check(federation.server_app)
+        check_end(federation.server_app, federation.ending)
 
     def _replace_node(self, federation: _Federation, node: _Node, part: Part) -> None:
         if not self.run.rounds():  # nothing was trained yet: it never came to be
@@ -243,11 +248,11 @@ class Deployment:
         ports = [node.port for node in federation.nodes]
         federation.executor = parts.start_executor(federation.site, ports, self.experiment)
 
-    def _check(self, server_app: Part) -> None:
-        if server_app.ended == 0 and self.run.checkpoint.is_file():
-            return
-        noted = [event for event in self.run.events() if event["kind"] == "server-failed"]
-        raise RunFailed(noted[-1]["message"]) if noted else _gone(server_app)
+
+def check_end(server_app: Part, ending: Ending) -> None:
+    """Raise `RunFailed` if the ServerApp ended before training was over."""
+    if not ending.good:
+        raise RunFailed(ending.reason) if ending.reason else _gone(server_app)
 
 
 def _gone(part: Part) -> RunFailed:

@@ -19,15 +19,16 @@ from pathlib import Path
 
 import tomli_w
 
-from fedsim.catalog import CLIENT_APP, SERVER_APP
+from fedsim.catalog import CLIENT_APP
 from fedsim.config import Experiment
 from fedsim.deployment.processes import environment, free_ports
+from fedsim.engines.ending import Ending
 from fedsim.errors import RunFailed
-from fedsim.files import read_tensors
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import RunDirectory
-from fedsim.wire import NOTE_FAILURE, run_config
+from fedsim.wire import run_config
 
+SERVER_APP = "fedsim.engines.flwr_app:server_app"
 START_S = 60.0
 """Seconds that the SuperLink may take to answer."""
 
@@ -52,22 +53,22 @@ class FlowerSimulation:
         with tempfile.TemporaryDirectory(prefix="fedsim-flwr-") as folder:
             home = Path(folder)
             (port,) = free_ports(1)
-            self._write_app(home / "app")
+            ending = Ending(self.run, home)
+            self._write_app(home / "app", ending)
             _write_home(home, port)
             with _superlink(home, port) as log:
                 output = self._submit(home)
-                self._check(output, log)
+                self._check(ending, output, log)
 
     def close(self) -> None:
         """Nothing is left open."""
 
-    def _write_app(self, folder: Path) -> None:
+    def _write_app(self, folder: Path, ending: Ending) -> None:
         folder.mkdir()
-        settings = run_config(self.experiment, self.run) | {NOTE_FAILURE: True}
         app = {
             "publisher": "fedsim",
             "components": {"serverapp": SERVER_APP, "clientapp": CLIENT_APP},
-            "config": settings,
+            "config": run_config(self.experiment, self.run) | ending.config,
         }
         project = {"name": "fedsim-run", "version": "1.0.0", "dependencies": []}
         text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
@@ -95,18 +96,16 @@ class FlowerSimulation:
         )
         return done.stdout
 
-    def _check(self, output: str, log: Path) -> None:
-        reached = -1
-        if self.run.checkpoint.is_file():
-            reached = int(read_tensors(self.run.checkpoint)[1]["round"])
-        if reached == self.experiment.rounds:
+    def _check(self, ending: Ending, output: str, log: Path) -> None:
+        if ending.good:
             return
-        noted = [event for event in self.run.events() if event["kind"] == "server-failed"]
-        if noted:
-            raise RunFailed(noted[-1]["message"])
+        if ending.reason:
+            raise RunFailed(ending.reason)
+        rounds = self.run.rounds()
+        reached = rounds[-1]["round"] if rounds else 0
         said = _reason(output.strip() or log.read_text(errors="replace").strip())
         raise RunFailed(
-            f"Flower's runtime ended after round {max(reached, 0)} of {self.experiment.rounds}; "
+            f"Flower's runtime ended after round {reached} of {self.experiment.rounds}; "
             f"it said: {said}"
         )
 

@@ -1,5 +1,6 @@
 """Flower's stock runtime runs the same apps to the same bits."""
 
+import json
 import os
 import subprocess
 import sys
@@ -137,13 +138,26 @@ def test_a_run_that_flower_ends_early_fails_with_the_best_reason_there_is(
     said: str,
 ) -> None:
     fake_tool(tmp_path, "flower-superlink", HEALTHY)
-    fake_tool(tmp_path, "flwr", f"print('hello\\n{output}')")
+    event = json.dumps({"kind": "server-failed", "message": noted}) + "\n" if noted else ""
+    log = run.root / "events.jsonl"
+    notes = f"open({str(log)!r}, 'a').write({event!r})"
+    fake_tool(tmp_path, "flwr", f"print('hello\\n{output}'); {notes}")
     monkeypatch.setattr(engine_module, "_tool", lambda name: str(tmp_path / name))
-    if noted is not None:
-        run.append_event("server-failed", noted)
+    run.append_event("server-failed", "something else, in an earlier try")
 
     with pytest.raises(RunFailed, match=said):
         FlowerSimulation(tiny(), run).train()
+
+
+@pytest.mark.slow
+@pytest.mark.flwr_runtime
+def test_a_run_that_settled_early_is_done(run: RunDirectory) -> None:
+    settles = tiny("training = { batch_size = 32, learning_rate = 1.0 }\nserver = { patience = 1 }")
+    settles = parse_experiment(settles.to_toml(), overrides=["rounds=60"])
+
+    FlowerSimulation(settles, run).train()
+
+    assert 2 < len(run.rounds()) < 61
 
 
 def test_the_whole_family_of_a_process_is_ended() -> None:
