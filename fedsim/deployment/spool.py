@@ -24,9 +24,9 @@ TOUCH_S = 1.0
 LEASE_S = 20.0
 """Seconds without one after which a worker is taken for dead."""
 STAND_IN_S = 45.0
-"""Seconds without any worker after which the pool attacks itself, if it may."""
+"""Seconds that a job waits without any worker, after which the pool attacks itself, if it may."""
 PATIENCE_S = 90.0
-"""Seconds without any worker after which nobody waits for one any more."""
+"""Seconds after which nobody waits for a worker any more, if the pool may not."""
 MOST_TRIES = 3
 """Workers that may die of a job."""
 
@@ -57,11 +57,13 @@ class _Open:
 
     Attributes:
         job: It.
+        since: When it was first offered.
         tries: Workers that took it and died.
         taken: Sight of the file by which one says that it works on it.
     """
 
     job: Job
+    since: float
     tries: int = 0
     taken: _Sight | None = None
 
@@ -102,7 +104,7 @@ class SpoolPool:
     def submit(self, job: Job) -> None:
         """Offer a job; return at once."""
         self.number += 1
-        self.open[self.number] = _Open(job)
+        self.open[self.number] = _Open(job, self.clock())
         self._offer(self.number)
 
     @property
@@ -212,15 +214,23 @@ class SpoolPool:
         """Work on the jobs, if nobody else does."""
         if self.own is not None:
             self.own.step()
-        elif self.stand_in and self.open and self.clock() - self.last_sign > STAND_IN_S:
+        elif self.stand_in and self._alone_s > STAND_IN_S:
             self.run.append_event(
                 "attack-stand-in",
                 f"no attack worker was there for {STAND_IN_S:g} s: the director attacks, too",
             )
             self.own = self.stand_in()
 
+    @property
+    def _alone_s(self) -> float:
+        """Seconds for which there has been something to do, and nobody to do it."""
+        now = self.clock()
+        return now - max(
+            self.last_sign, min((one.since for one in self.open.values()), default=now)
+        )
+
     def _deserted(self) -> bool:
-        if not self.open or self.clock() - self.last_sign <= PATIENCE_S:
+        if self.stand_in or self._alone_s <= PATIENCE_S:
             return False
         if not self.told:
             self.told = True
@@ -303,10 +313,10 @@ class SpoolWorker:
             taken = path.with_name(f"{path.name.removesuffix('.job.json')}.taken.json")
             try:
                 path.rename(taken)
-            except FileNotFoundError:  # somebody else was faster
+                os.utime(taken)
+                record = read_json(taken)
+            except FileNotFoundError:  # somebody else was faster, or it is no longer wanted
                 continue
-            os.utime(taken)
-            record = read_json(taken)
             job = Job(
                 tuple(record["observations"]), record["attack"], float(record["time_budget_s"])
             )

@@ -198,9 +198,11 @@ def test_where_no_worker_is_there_it_brings_one_of_its_own(run: RunDirectory, cl
     pool = SpoolPool(run, clock, stand_in=lambda: SpoolWorker(run, inner, 1))
     clock.now = STAND_IN_S + 1
     assert pool.poll() == []
-    assert run.events() == []  # nothing waits, so nobody is missing
     pool.submit(job())
+    pool.poll()
+    assert run.events() == []  # nothing waited so far, so nobody is missing
 
+    clock.now += STAND_IN_S + 1
     pool.poll()
     pool.poll()
     inner.finish()
@@ -215,6 +217,56 @@ def test_where_no_worker_is_there_it_brings_one_of_its_own(run: RunDirectory, cl
     assert pool.waiting == 1  # its own worker shows signs of life as any other
     pool.close()
     assert not list(pool.folder.glob("worker-*"))
+
+
+def test_a_job_after_long_silence_is_waited_for_until_somebody_did_it(
+    run: RunDirectory, clock: Clock
+) -> None:
+    inner = Inner(run)
+    pool = SpoolPool(run, clock, stand_in=lambda: SpoolWorker(run, inner, 1))
+    clock.now = 2 * PATIENCE_S  # rounds that the adversary does not hear
+    pool.submit(job())
+    assert pool.waiting == 1
+
+    clock.now += STAND_IN_S + 1
+    pool.poll()
+
+    assert pool.own is not None
+    assert pool.waiting == 1  # it has only just begun
+    clock.now += 2 * PATIENCE_S  # and may be too busy to show signs of life
+    assert pool.waiting == 1
+    assert [event["kind"] for event in run.events()] == ["attack-stand-in"]
+
+
+def test_a_worker_has_time_to_come_after_long_silence(
+    run: RunDirectory, pool: SpoolPool, clock: Clock
+) -> None:
+    clock.now = 2 * PATIENCE_S
+    pool.submit(job())
+
+    clock.now += PATIENCE_S
+
+    assert pool.waiting == 1
+    clock.now += 1
+    assert pool.waiting == 0
+
+
+def test_a_job_that_goes_while_it_is_taken_does_not_end_the_worker(
+    run: RunDirectory, pool: SpoolPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = SpoolWorker(run, inner := Inner(run), 1)
+    pool.submit(job())
+    rename = Path.rename
+
+    def then_it_goes(self: Path, target: Path) -> Path:
+        rename(self, target).unlink()
+        return target
+
+    monkeypatch.setattr(Path, "rename", then_it_goes)
+
+    worker.step()
+
+    assert inner.jobs == []
 
 
 def test_while_a_worker_is_there_nobody_stands_in_for_it(run: RunDirectory, clock: Clock) -> None:
