@@ -204,6 +204,21 @@ def read_lines(path: Path) -> list[Record]:
     return parse_lines(path.read_bytes(), str(path))
 
 
+def each_line(path: Path) -> Iterator[Record]:
+    """Yield what `read_lines` returns, one by one: for logs that may be long.
+
+    Raises:
+        Damaged: A line is no JSON object, or the file is too large or a link.
+    """
+    if not path.exists():
+        return
+    check_plain(path, LARGEST_LOG)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and line != b"\n":
+                yield _object(line, f"{path}, line {number}")
+
+
 def parse_lines(text: bytes, where: str) -> list[Record]:
     """Return the JSON objects of whole lines.
 

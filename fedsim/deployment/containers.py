@@ -38,6 +38,7 @@ from fedsim.engines.ending import Ending
 from fedsim.errors import FedsimError
 from fedsim.files import read_json, replace_bytes
 from fedsim.pool import AttackPool, ProcessPool
+from fedsim.proxy.listening import only_encrypted
 from fedsim.records import RunDirectory
 
 LOG = logging.getLogger("fedsim")
@@ -244,7 +245,7 @@ class Directed(Deployment):
         """Let who listens on links, in a container of its own, write down the last rounds."""
         deadline = time.monotonic() + HEAR_OUT_S
         while (heard := self.rounds_heard()) is not None and time.monotonic() < deadline:
-            if len(list(heard)) >= self.run.rounds()[-1]["round"]:
+            if len(list(heard)) >= self.run.rounds()[-1]["round"] or only_encrypted(self.run):
                 return
             time.sleep(LOOK_S)
 

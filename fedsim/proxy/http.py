@@ -103,6 +103,8 @@ class Reader:
         self._body = bytearray()
         self._kept = True
         self._left = 0
+        self._trailers = 0
+        self._answered = False
         self._next = self._head
         self._found: list[HttpMessage] = []
         self.too_large = 0
@@ -119,13 +121,28 @@ class Reader:
         found, self._found = self._found, []
         return found
 
-    def close(self) -> list[HttpMessage]:
-        """Return what the end of the connection completes, and let go of all else."""
-        if self._next == self._until_end:
+    def close(self, *, ended: bool = True) -> list[HttpMessage]:
+        """Return what is complete, also by the end of the connection, and let go of all else.
+
+        Args:
+            ended: Whether it is its end; else nobody reads on.
+        """
+        if ended and self._next == self._until_end:
             self._complete()
         self._drop()
         found, self._found = self._found, []
         return found
+
+    def answered(self) -> HttpMessage | None:
+        """Return the message under way, without its body: it was answered before it ended.
+
+        None if none is under way, or it was answered before.
+        """
+        if self._next == self._head or self._answered:
+            return None
+        self._answered, self._kept = True, False
+        self._drop()
+        return HttpMessage(self._start, self._headers, None)
 
     # states: each returns whether it got on with the bytes at hand
 
@@ -187,6 +204,7 @@ class Reader:
         if line is None:
             return False
         self._left = _whole_number(line.split(b";")[0].strip().decode("latin-1"), 16, "chunk")
+        self._trailers = 0
         self._next = self._chunk if self._left else self._trailer
         return True
 
@@ -210,6 +228,9 @@ class Reader:
         line = self._line(LONGEST_HEAD)
         if line is None:
             return False
+        self._trailers += len(line)
+        if self._trailers > LONGEST_HEAD:
+            raise Garbled(f"trailers of more than {LONGEST_HEAD} bytes")
         if not line:
             self._complete()
         return True
@@ -249,7 +270,9 @@ class Reader:
 
     def _complete(self) -> None:
         body = bytes(self._body) if self._kept else None
-        self._found.append(HttpMessage(self._start, self._headers, body))
+        if not self._answered:
+            self._found.append(HttpMessage(self._start, self._headers, body))
+        self._answered = False
         self._body = bytearray()  # its bytes count until who takes the message gives them back
         self._next = self._head
 
@@ -267,6 +290,7 @@ class Conversation:
     budget: Budget
     _methods: deque[str] = field(default_factory=deque)
     _requests: deque[HttpMessage] = field(default_factory=deque)
+    _done: list[Exchange] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make a reader for each direction."""
@@ -288,32 +312,38 @@ class Conversation:
         Raises:
             Garbled: This is not HTTP; what follows on this connection cannot be read.
         """
-        return self._pair(direction, self._readers[direction].feed(data))
+        self._pair(direction, self._readers[direction].feed(data))
+        return self._take()
 
-    def close(self) -> list[Exchange]:
-        """Return what the end of the connection completes, and let go of all else."""
-        self._pair("up", self._readers["up"].close())
-        done: list[Exchange] = []
+    def close(self, *, ended: bool = True) -> list[Exchange]:
+        """Return what is complete, also by the end of the connection, and let go of all else.
+
+        Args:
+            ended: Whether it is its end; else nobody listens any more.
+        """
+        self._pair("up", self._readers["up"].close(ended=ended))
         with suppress(Garbled):  # whatever it was, there is no more of it
-            done = self._pair("down", self._readers["down"].close())
+            self._pair("down", self._readers["down"].close(ended=ended))
         while self._requests:
             self.budget.give(len(self._requests.popleft().body or b""))
+        return self._take()
+
+    def _take(self) -> list[Exchange]:
+        done, self._done = self._done, []
         return done
 
-    def _pair(self, direction: Direction, found: list[HttpMessage]) -> list[Exchange]:
+    def _pair(self, direction: Direction, found: list[HttpMessage]) -> None:
         if direction == "up":
             self._requests.extend(found)
-            return []
-        done: list[Exchange] = []
+            return
         for place, answer in enumerate(found):
-            if not self._requests:
+            # an error (413, say) may come before all that it answers has crossed
+            asked = self._requests.popleft() if self._requests else self._readers["up"].answered()
+            if asked is None:
                 for one in found[place:]:
                     self.budget.give(len(one.body or b""))
-                for exchange in done:
-                    self.budget.give(exchange.kept)
                 raise Garbled("an answer to nothing")
-            done.append(Exchange(self._requests.popleft(), answer))
-        return done
+            self._done.append(Exchange(asked, answer))
 
 
 def _first_line(line: str, *, request: bool) -> tuple[str, str, str]:

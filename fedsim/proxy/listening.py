@@ -4,11 +4,12 @@ Forwarding never waits for it, and nothing that it meets can stop either: what c
 is too much, is an event of the run.
 """
 
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fedsim.catalog import load
 from fedsim.config import parse_experiment
 from fedsim.files import read_json, replace_json
 from fedsim.proxy import WIRE_EAR, taps_links
-from fedsim.proxy.http import Budget, Conversation, Direction, Garbled
+from fedsim.proxy.http import Budget, Conversation, Direction, Exchange, Garbled
 from fedsim.proxy.rebuild import Rebuilder
 from fedsim.proxy.traffic import TrafficLog
 from fedsim.records import RunDirectory
@@ -26,12 +27,14 @@ LARGEST_BODY = 64 * 2**20
 """Bytes of one body of HTTP that is read; Flower sends what is larger in pieces of 5 MB."""
 MOST_BEHIND = 2**28
 """Bytes that may wait to be read, and again as many that may be read in part."""
+BESIDE = 512
+"""Bytes that a piece takes beside what crossed; of bytes one by one there may be very many."""
 MOST_CONNECTIONS = 1024
 """Connections that are listened to at a time."""
 MOST_EVENTS = 20
 """Events of one kind that are recorded; of strangers there may be any number."""
 LOOK_S = 0.5
-"""Seconds between two looks at what is over."""
+"""Seconds between two looks at what is over, at least."""
 TLS_HANDSHAKE = b"\x16"
 """How a connection begins that is encrypted."""
 
@@ -53,6 +56,7 @@ class _Wire:
 
     link: str
     conversation: Conversation | None
+    crowded: bool = False
     encrypted: bool = False
     begun: bool = False
 
@@ -62,7 +66,7 @@ class Tap:
 
     Args:
         place: The run directory, or a folder in which one is made: then the first that appears.
-        most_behind: Bytes that may wait to be read.
+        most_behind: Bytes that may wait to be read, with `BESIDE` for each piece.
     """
 
     def __init__(self, place: Path, *, most_behind: int = MOST_BEHIND) -> None:
@@ -72,6 +76,8 @@ class Tap:
         self._behind = 0
         self._lock = threading.Lock()
         self._missed: set[int] = set()
+        self._known: set[int] = set()
+        self._shut_out = False
         self._deaf = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tap", daemon=True)
@@ -80,25 +86,36 @@ class Tap:
     # called by the relay
 
     def opened(self, connection: int, link: str) -> None:
-        """Note a connection."""
-        if not self._deaf:
-            self._pieces.put(_Piece(connection, time.time(), link=link))
+        """Note a connection, if not too much waits already."""
+        opening = _Piece(connection, time.time(), link=link)
+        with self._lock:
+            if self._deaf:
+                return
+            if self._put(opening, 2 * BESIDE):  # room for its end as well
+                self._known.add(connection)
+            else:
+                self._shut_out = True
 
     def crossed(self, connection: int, direction: Direction, data: bytes) -> None:
         """Have bytes read, if not too many wait already."""
-        if self._deaf:
-            return
+        piece = _Piece(connection, time.time(), direction=direction, data=data)
         with self._lock:
-            if self._behind + len(data) > self.most_behind:
+            if connection in self._known and not self._put(piece, BESIDE + len(data)):
                 self._missed.add(connection)
-                return
-            self._behind += len(data)
-        self._pieces.put(_Piece(connection, time.time(), direction=direction, data=data))
 
     def closed(self, connection: int) -> None:
         """Note the end of a connection."""
-        if not self._deaf:
-            self._pieces.put(_Piece(connection, time.time()))
+        with self._lock:
+            if connection in self._known:
+                self._known.discard(connection)
+                self._put(_Piece(connection, time.time()), 0)
+
+    def _put(self, piece: _Piece, room: int) -> bool:
+        if self._behind + room > self.most_behind:
+            return False
+        self._behind += room
+        self._pieces.put(piece)
+        return True
 
     def close(self) -> None:
         """Read what waits, write everything down, and end."""
@@ -109,36 +126,54 @@ class Tap:
     # the thread
 
     def _work(self) -> None:
-        reading: _Reading | None = None
+        run: RunDirectory | None = None
         try:
             run = self._find_run()
             if run is not None:  # else it ended before there was a run
-                reading = _Reading(run)
-                self._read(reading)
+                self._read(_Reading(run))
         except Exception as error:  # relaying goes on, come what may
             LOG.exception("the tap hears nothing any more")
-            if reading is not None:
-                reading.note("tap-crashed", f"the tap hears nothing any more: {error!r}")
+            if run is not None:
+                with contextlib.suppress(OSError):
+                    run.append_event("tap-crashed", f"the tap hears nothing any more: {error!r}")
         finally:
-            self._deaf = True
+            with self._lock:
+                self._deaf = True
+                self._known.clear()
+                while not self._pieces.empty():
+                    self._pieces.get()
 
     def _read(self, reading: "_Reading") -> None:
+        tidied = time.monotonic()
         while True:
             try:
                 piece = self._pieces.get(timeout=LOOK_S)
             except queue.Empty:
-                reading.tidy()
+                reading.tidy(time.time())
                 continue
             if piece is None:
                 break
+            self._miss(reading)
             reading.take(piece)
             with self._lock:
-                self._behind -= len(piece.data)
-                missed = {one for one in self._missed if one in reading.wires}
-                self._missed -= missed
-            for connection in missed:
-                reading.deafen(connection, "tap-behind", "more crossed than could be read")
+                self._behind -= BESIDE + len(piece.data)
+            if time.monotonic() - tidied >= LOOK_S:
+                tidied = time.monotonic()
+                reading.tidy(piece.when)  # what waits is of later
+        self._miss(reading)
         reading.close()
+
+    def _miss(self, reading: "_Reading") -> None:
+        """Stop listening where something was missed."""
+        with self._lock:
+            missed = {one for one in self._missed if one in reading.wires}
+            self._missed -= missed
+            shut_out, self._shut_out = self._shut_out, False
+        for connection in missed:
+            reading.deafen(connection, "tap-behind", "more crossed than could be read")
+        if shut_out:
+            why = "more crossed than could be read; a connection is relayed unheard and uncounted"
+            reading.note("tap-behind", why)
 
     def _find_run(self) -> RunDirectory | None:
         """Wait for the run directory; what crosses meanwhile waits, too."""
@@ -161,10 +196,12 @@ class _Reading:
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self.traffic = TrafficLog(run.root / "traffic.jsonl")
+        self.traffic = TrafficLog(run.root / "traffic.jsonl", self._full)
         self.budget = Budget(MOST_BEHIND)
         self.wires: dict[int, _Wire] = {}
         self.noted: dict[str, int] = {}
+        self.round = 0
+        self.encrypted: bool | None = None
         self.rebuild: Rebuilder | None = None
         experiment = parse_experiment(run.config.read_text(), where=str(run.config))
         if taps_links(experiment):
@@ -173,7 +210,12 @@ class _Reading:
         self._heard(0)
 
     def _heard(self, server_round: int) -> None:
-        replace_json(self.run.root / "heard.json", {"round": server_round})
+        self.round = server_round
+        said = {"round": server_round, "encrypted": self.encrypted is True}
+        replace_json(self.run.root / "heard.json", said)
+
+    def _full(self) -> None:
+        self.note("tap-full", f"{self.traffic.path.name} is full: no more bursts are recorded")
 
     def note(self, kind: str, message: str) -> None:
         """Record an event, unless there were many of its kind."""
@@ -195,10 +237,10 @@ class _Reading:
         """Take in what happened."""
         if piece.link:
             listened = sum(wire.conversation is not None for wire in self.wires.values())
-            conversation = None
-            if self.rebuild is not None and listened < MOST_CONNECTIONS:
+            conversation, crowded = None, listened >= MOST_CONNECTIONS
+            if self.rebuild is not None and not crowded:
                 conversation = Conversation(LARGEST_BODY, self.budget)
-            self.wires[piece.connection] = _Wire(piece.link, conversation)
+            self.wires[piece.connection] = _Wire(piece.link, conversation, crowded)
         elif piece.data:
             self._hear(piece)
         else:
@@ -207,9 +249,7 @@ class _Reading:
     def _hear(self, piece: _Piece) -> None:
         wire = self.wires[piece.connection]
         if not wire.begun:
-            wire.begun = True
-            if piece.direction == "up" and piece.data.startswith(TLS_HANDSHAKE):
-                wire.encrypted, wire.conversation = True, None
+            self._begin(wire, piece)
         self._write(
             lambda: self.traffic.add(
                 piece.connection,
@@ -230,30 +270,43 @@ class _Reading:
             return
         if wire.conversation.too_large > before:
             self.note("tap-too-large", f"{wire.link}: a body is too large to be kept")
+        self._take_apart(exchanges)
+
+    def _begin(self, wire: _Wire, piece: _Piece) -> None:
+        """Tell by the first bytes of a connection whether there is anything to hear."""
+        wire.begun = True
+        if piece.direction == "up" and piece.data.startswith(TLS_HANDSHAKE):
+            wire.encrypted, wire.conversation = True, None
+        elif wire.crowded:
+            self.note("tap-crowded", f"{wire.link}: one connection too many is relayed unheard")
+        everything = wire.encrypted and self.encrypted is not False
+        if everything != self.encrypted:
+            self.encrypted = everything
+            self._write(lambda: self._heard(self.round))
+
+    def _take_apart(self, exchanges: Iterable[Exchange]) -> None:
         for exchange in exchanges:
             self.budget.give(exchange.kept)
-            self.rebuild.hear(exchange)
+            if self.rebuild is not None:
+                self.rebuild.hear(exchange)
 
     def deafen(self, connection: int, kind: str, why: str) -> None:
         """Listen to a connection no more: what follows cannot be made sense of."""
         wire = self.wires.get(connection)
         if wire is not None and wire.conversation is not None:
-            wire.conversation.close()
+            self._take_apart(wire.conversation.close(ended=False))
             wire.conversation = None
             self.note(kind, f"{wire.link}: {why}; this connection is relayed unheard")
 
     def _end(self, connection: int) -> None:
         wire = self.wires.pop(connection, None)
         self._write(lambda: self.traffic.end(connection))
-        if wire is None or wire.conversation is None or self.rebuild is None:
-            return
-        for exchange in wire.conversation.close():
-            self.budget.give(exchange.kept)
-            self.rebuild.hear(exchange)
+        if wire is not None and wire.conversation is not None:
+            self._take_apart(wire.conversation.close())
 
-    def tidy(self) -> None:
-        """Write what is over."""
-        self._write(lambda: self.traffic.tidy(time.time()))
+    def tidy(self, now: float) -> None:
+        """Write what is over by now."""
+        self._write(lambda: self.traffic.tidy(now))
 
     def close(self) -> None:
         """Write all that is left."""
@@ -266,3 +319,9 @@ def rounds_heard(run: RunDirectory) -> int:
     """Return the round up to which a tap heard everything; 0 before the first."""
     path = run.root / "heard.json"
     return int(read_json(path)["round"]) if path.is_file() else 0
+
+
+def only_encrypted(run: RunDirectory) -> bool:
+    """Whether all that crossed where a tap listens was encrypted: it will hear no round."""
+    path = run.root / "heard.json"
+    return path.is_file() and read_json(path).get("encrypted") is True

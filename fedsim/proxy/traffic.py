@@ -4,12 +4,14 @@
 any in the other, without a pause of `PAUSE_S`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedsim.files import Record, append_line, read_lines, reading
+from fedsim.errors import Damaged
+from fedsim.files import Record, append_line, each_line, reading
 from fedsim.proxy.http import Direction
 
 PAUSE_S = 1.0
@@ -57,12 +59,16 @@ class TrafficLog:
     """Writes bursts as they end.
 
     Args:
-        path: The log.
+        path: The log. Of one that is there connections are numbered on.
+        on_full: Told once, when there is no room for more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_full: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self.on_full = on_full
+        self.full = False
         self._open: dict[int, Burst] = {}
+        self._before = _num_connections(path)
 
     def add(
         self,
@@ -103,9 +109,21 @@ class TrafficLog:
             self.end(connection)
 
     def _write(self, burst: Burst) -> None:
-        if self.path.exists() and self.path.stat().st_size > LARGEST_LOG:
+        if self.full:
             return
-        append_line(self.path, burst.record())
+        if self.path.exists() and self.path.stat().st_size > LARGEST_LOG:
+            self.full = True
+            self.on_full()
+            return
+        connection = self._before + burst.connection
+        append_line(self.path, burst.record() | {"connection": connection})
+
+
+def _num_connections(path: Path) -> int:
+    """Return how many connections an earlier tap saw in this run, as far as its log tells."""
+    with contextlib.suppress(Damaged, OSError), reading(path):
+        return max((int(one["connection"]) + 1 for one in each_line(path)), default=0)
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +151,13 @@ class LinkTraffic:
     last: str
 
 
-def read_traffic(root: Path) -> list[Record]:
-    """Return the bursts of a run, in the order in which they ended; none if nobody listened.
+def read_traffic(root: Path) -> Iterator[Record]:
+    """Yield the bursts of a run, in the order in which they ended; none if nobody listened.
 
     Raises:
         Damaged: The log is not as `TrafficLog` wrote it.
     """
-    return read_lines(root / "traffic.jsonl")
+    return each_line(root / "traffic.jsonl")
 
 
 def by_link(bursts: Iterable[Record]) -> list[LinkTraffic]:
@@ -148,11 +166,11 @@ def by_link(bursts: Iterable[Record]) -> list[LinkTraffic]:
     Raises:
         Damaged: A record is not as `TrafficLog` wrote it.
     """
-    links: dict[str, list[Record]] = {}
+    links: dict[str, _Sum] = {}
     with reading("traffic.jsonl"):
         for one in bursts:
-            links.setdefault(str(one["link"]), []).append(one)
-        return [_sum(link, found) for link, found in sorted(links.items(), key=_in_order)]
+            links.setdefault(str(one["link"]), _Sum()).add(one)
+    return [one.of(link) for link, one in sorted(links.items(), key=_in_order)]
 
 
 def _in_order(item: tuple[str, object]) -> tuple[int, str]:
@@ -160,19 +178,36 @@ def _in_order(item: tuple[str, object]) -> tuple[int, str]:
     return len(item[0]), item[0]
 
 
-def _sum(link: str, bursts: list[Record]) -> LinkTraffic:
-    up, down = (
-        sum(int(one["bytes"]) for one in bursts if one["direction"] == direction)
-        for direction in ("up", "down")
-    )
-    times = sorted(str(one["time"]) for one in bursts)
-    return LinkTraffic(
-        link=link,
-        encrypted=all(one["encrypted"] for one in bursts),
-        connections=len({one["connection"] for one in bursts}),
-        bytes_up=up,
-        bytes_down=down,
-        bursts=len(bursts),
-        first=times[0],
-        last=times[-1],
-    )
+@dataclass
+class _Sum:
+    """What crossed one link, burst by burst: a log may be longer than memory."""
+
+    encrypted: bool = True
+    connections: set[int] = field(default_factory=set)
+    bytes_by: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    bursts: int = 0
+    first: str = ""
+    last: str = ""
+
+    def add(self, burst: Record) -> None:
+        """Take in one burst."""
+        when = str(burst["time"])
+        self.encrypted = self.encrypted and bool(burst["encrypted"])
+        self.connections.add(int(burst["connection"]))
+        self.bytes_by[burst["direction"]] += int(burst["bytes"])
+        self.first = min(self.first or when, when)
+        self.last = max(self.last, when)
+        self.bursts += 1
+
+    def of(self, link: str) -> LinkTraffic:
+        """Return it all, under the name of the link."""
+        return LinkTraffic(
+            link=link,
+            encrypted=self.encrypted,
+            connections=len(self.connections),
+            bytes_up=self.bytes_by["up"],
+            bytes_down=self.bytes_by["down"],
+            bursts=self.bursts,
+            first=self.first,
+            last=self.last,
+        )

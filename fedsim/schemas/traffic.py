@@ -31,3 +31,5 @@ class HeardUpTo(Document):
 
     round: Count
     """The round up to which everything was heard; 0 before the first."""
+    encrypted: bool = False
+    """Whether all that crossed so far was encrypted: then no round will be heard."""

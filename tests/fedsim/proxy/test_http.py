@@ -170,6 +170,43 @@ def test_an_answer_that_cannot_be_is_refused(said: bytes) -> None:
         conversation().feed("down", said)
 
 
+def test_a_request_may_be_answered_before_it_has_ended() -> None:
+    budget = Budget(1000)
+    talk = Conversation(1000, budget)
+    refusal = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nyes"
+
+    talk.feed("up", ASK[:-2])
+    (refused,) = talk.feed("down", refusal)
+    talk.feed("up", ASK[-2:])
+    talk.feed("up", ASK)
+    (found,) = talk.feed("down", ANSWER)
+
+    assert (refused.request.start[1], refused.request.body) == ("/one", None)
+    assert refused.response.status == 413
+    assert bodies([found]) == [(b"hello", b"yes")]
+    assert talk.too_large == 0
+    assert budget.held == refused.kept + found.kept
+
+
+def test_a_request_is_answered_once() -> None:
+    talk = conversation()
+    talk.feed("up", ASK[:-2])
+
+    with pytest.raises(Garbled, match="an answer to nothing"):
+        talk.feed("down", ANSWER + ANSWER)
+
+    assert len(talk.close()) == 1
+
+
+def test_all_trailers_together_are_no_longer_than_a_head() -> None:
+    talk = conversation()
+    talk.feed("up", ASK)
+    talk.feed("down", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n")
+
+    with pytest.raises(Garbled, match="trailers"):
+        talk.feed("down", (b"a: " + b"b" * 1000 + b"\r\n") * (LONGEST_HEAD // 1000 + 1))
+
+
 PARTS = st.sampled_from(
     [
         ASK,

@@ -12,13 +12,26 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import app
 from fedsim.config import parse_experiment
+from fedsim.deployment import containers
 from fedsim.deployment.bundles import bundle
+from fedsim.deployment.containers import Directed
 from fedsim.engines.flower_private import assume_server_identity
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.files import read_json, replace_json
 from fedsim.proxy import listening
-from fedsim.proxy.listening import MOST_EVENTS, Tap, rounds_heard
+from fedsim.proxy.http import Exchange
+from fedsim.proxy.listening import (
+    BESIDE,
+    MOST_EVENTS,
+    Tap,
+    _Piece,
+    _Reading,
+    only_encrypted,
+    rounds_heard,
+)
 from fedsim.proxy.traffic import by_link, read_traffic
 from fedsim.records import RunDirectory
+from fedsim.schemas.traffic import HeardUpTo
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wrapped_grid import WrappedGrid
 from server.rounds import train
@@ -108,7 +121,7 @@ def test_of_what_is_encrypted_there_is_nothing_but_sizes_and_times(tmp_path: Pat
     tap.closed(0)
     tap.close()
 
-    bursts = read_traffic(run.root)
+    bursts = list(read_traffic(run.root))
     assert [(one["direction"], one["bytes"]) for one in bursts] == [
         ("up", 603),
         ("down", 7000),
@@ -132,7 +145,7 @@ def test_a_burst_ends_with_a_pause_and_is_written_then(
 
     tap.opened(0, "client-0")
     tap.crossed(0, "up", b"\x16abc")
-    until(lambda: len(read_traffic(run.root)) == 1)
+    until(lambda: len(list(read_traffic(run.root))) == 1)
     tap.crossed(0, "up", b"de")
     tap.close()
 
@@ -169,16 +182,172 @@ def test_a_tap_that_is_left_behind_says_so_and_relays_unheard(
 
     monkeypatch.setattr(Tap, "_find_run", late)
     run = prepared(tmp_path)
-    tap = Tap(run.root, most_behind=1000)
+    tap = Tap(run.root, most_behind=2 * BESIDE + 10 * (BESIDE + 100))
 
     tap.opened(0, "client-0")
     for _ in range(100):
         tap.crossed(0, "up", bytes(100))
+    tap.opened(1, "client-1")
+    tap.crossed(1, "up", bytes(100))
+    tap.closed(1)
+    tap.closed(0)
     gate.set()
     tap.close()
 
     assert sum(one["bytes"] for one in read_traffic(run.root)) == 1000
-    assert [one["kind"] for one in run.events()] == ["tap-behind"]
+    events = [(one["kind"], one["message"].split(";")[0]) for one in run.events()]
+    assert sorted(events) == [
+        ("tap-behind", "client-0: more crossed than could be read"),
+        ("tap-behind", "more crossed than could be read"),
+    ]
+    assert tap._behind == 0
+
+
+@pytest.mark.parametrize("data", [b"x", b""], ids=["bytes one by one", "connections"])
+def test_what_waits_takes_no_more_room_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(Tap, "_find_run", lambda _: gate.wait(20) and None)
+    tap = Tap(tmp_path, most_behind=100 * BESIDE)
+
+    tap.opened(0, "client-0")
+    for number in range(1, 1000):
+        if data:
+            tap.crossed(0, "up", data)
+        else:
+            tap.opened(number, "client-0")
+            tap.closed(number)
+
+    assert tap._pieces.qsize() <= 100
+    gate.set()
+    tap.close()
+    assert tap._pieces.qsize() == 0
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+ASK = b"POST /v1 HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", OK % 3 + b"yes"], ids=["at once", "after an answer"])
+def test_what_was_kept_of_a_connection_that_turns_to_garbage_is_heard_and_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    heard: list[Exchange] = []
+    monkeypatch.setattr("fedsim.proxy.rebuild.Rebuilder.hear", lambda _, one: heard.append(one))
+    reading = _Reading(prepared(tmp_path))
+    answer = OK % 200_000 + bytes(200_000)
+
+    for connection in range(5):
+        reading.take(_Piece(connection, 1.0, link="client-0"))
+        reading.take(_Piece(connection, 1.0, direction="up", data=ASK + ASK))
+        down = before + answer + b"garbage\r\n\r\n"
+        reading.take(_Piece(connection, 1.0, direction="down", data=down))
+        reading.take(_Piece(connection, 1.0))
+
+    assert reading.noted == {"tap-garbled": 5}
+    assert reading.budget.held == 0
+    assert len(heard) == (10 if before else 5)
+    assert heard[-1].response.body == bytes(200_000)
+
+
+def test_half_an_answer_that_a_gap_ends_is_not_taken_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Exchange] = []
+    monkeypatch.setattr("fedsim.proxy.rebuild.Rebuilder.hear", lambda _, one: heard.append(one))
+    reading = _Reading(prepared(tmp_path))
+    reading.take(_Piece(0, 1.0, link="client-0"))
+    reading.take(_Piece(0, 1.0, direction="up", data=ASK))
+    reading.take(_Piece(0, 1.0, direction="down", data=b"HTTP/1.1 200 OK\r\n\r\nhalf"))
+
+    reading.deafen(0, "tap-behind", "a gap")
+
+    assert heard == []
+    assert reading.budget.held == 0
+
+
+def test_connections_beyond_those_that_are_listened_to_are_an_event_unless_encrypted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)
+    run = prepared(tmp_path)
+    tap = Tap(run.root)
+
+    for connection, said in enumerate((b"POST ", b"POST ", b"POST ", b"\x16abc")):
+        tap.opened(connection, f"client-{connection}")
+        tap.crossed(connection, "up", said)
+    tap.close()
+
+    (event,) = run.events()
+    assert event["kind"] == "tap-crowded"
+    assert event["message"].startswith("client-2: ")
+
+
+def test_a_full_log_is_one_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.proxy.traffic.LARGEST_LOG", 100)
+    run = prepared(tmp_path)
+    tap = Tap(run.root)
+
+    tap.opened(0, "client-0")
+    for _ in range(10):
+        tap.crossed(0, "up", b"\x16x")
+        tap.crossed(0, "down", b"\x16y")
+    tap.close()
+
+    assert [one["kind"] for one in run.events()] == ["tap-full"]
+
+
+def test_a_burst_is_written_while_others_keep_talking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "LOOK_S", 0.2)
+    monkeypatch.setattr("fedsim.proxy.traffic.PAUSE_S", 0.1)
+    run = prepared(tmp_path)
+    tap = Tap(run.root)
+    tap.opened(0, "client-0")
+    tap.opened(1, "client-1")
+    tap.crossed(0, "up", b"\x16abc")
+
+    def goes_on() -> bool:
+        tap.crossed(1, "up", b"\x16")
+        return [one["link"] for one in read_traffic(run.root)] == ["client-0"]
+
+    until(goes_on)
+    tap.close()
+
+
+@pytest.mark.parametrize(("said", "nothing"), [(b"\x16abc", True), (b"POST ", False)])
+def test_whether_there_is_anything_to_wait_for_is_told_at_once(
+    tmp_path: Path, said: bytes, nothing: bool
+) -> None:
+    run = prepared(tmp_path)
+    assert not only_encrypted(run)
+    tap = Tap(run.root)
+
+    tap.opened(0, "client-0")
+    tap.crossed(0, "up", b"\x16abc")
+    until(lambda: only_encrypted(run))
+    tap.opened(1, "client-1")
+    tap.crossed(1, "up", said)
+    tap.close()
+
+    assert only_encrypted(run) is nothing
+    HeardUpTo.model_validate(read_json(run.root / "heard.json"))
+
+
+def test_nobody_waits_for_rounds_of_which_all_is_encrypted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "HEAR_OUT_S", 5.0)
+    run = prepared(tmp_path)
+    run.append_round({"round": 2})
+    replace_json(run.root / "heard.json", {"round": 0, "encrypted": True})
+    began = time.monotonic()
+
+    Directed(parse_experiment(TINY.replace("THREAT", "link-tap")), run)._hear_out()
+
+    assert time.monotonic() - began < 2.5
 
 
 def test_it_waits_for_a_run_and_loses_nothing_meanwhile(
@@ -194,8 +363,8 @@ def test_it_waits_for_a_run_and_loses_nothing_meanwhile(
     until(lambda: (new.root / "heard.json").is_file())
     tap.close()
 
-    assert len(read_traffic(new.root)) == 1
-    assert read_traffic(old.root) == []
+    assert len(list(read_traffic(new.root))) == 1
+    assert list(read_traffic(old.root)) == []
 
 
 def test_it_ends_before_there_is_a_run(tmp_path: Path) -> None:
@@ -222,7 +391,7 @@ def test_a_tap_that_breaks_lets_everything_pass(
 
     assert tap._pieces.qsize() == 1  # the end, and nothing before it
     assert "hears nothing any more" in caplog.text
-    assert run.events() == []  # what cannot be read has no place for events
+    assert [one["kind"] for one in run.events()] == ["tap-crashed"]
 
 
 def test_a_reader_that_breaks_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +446,6 @@ def test_where_no_link_is_tapped_it_counts_alone(tmp_path: Path, threat: str) ->
         tap.crossed(0, direction, data)
     tap.close()
 
-    assert read_traffic(run.root)
+    assert list(read_traffic(run.root))
     assert run.events() == []
-    assert json.loads((run.root / "heard.json").read_text()) == {"round": 0}
+    assert json.loads((run.root / "heard.json").read_text()) == {"round": 0, "encrypted": False}

@@ -1,11 +1,13 @@
 """What crossed links, in records and in the report."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedsim.errors import Damaged
-from fedsim.files import append_line
+from fedsim.files import Record, append_line
 from fedsim.proxy.http import Direction
 from fedsim.proxy.traffic import TrafficLog, by_link, read_traffic
 from fedsim.records import RunDirectory
@@ -32,7 +34,7 @@ def write(root: Path, *, encrypted: bool, links: tuple[str, ...] = ("client-0",)
 def test_what_comes_one_way_without_a_pause_is_one_burst(tmp_path: Path) -> None:
     write(tmp_path, encrypted=True)
 
-    bursts = read_traffic(tmp_path)
+    bursts = list(read_traffic(tmp_path))
 
     assert [(one["direction"], one["bytes"], one["seconds"]) for one in bursts] == [
         ("up", 1234, 0.5),
@@ -66,7 +68,46 @@ def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
 
     write(tmp_path, encrypted=True)
 
-    assert len(read_traffic(tmp_path)) == 1
+    assert len(list(read_traffic(tmp_path))) == 1
+
+
+def test_connections_are_numbered_on_when_somebody_listens_again(tmp_path: Path) -> None:
+    write(tmp_path, encrypted=True, links=("client-0", "client-1"))
+
+    write(tmp_path, encrypted=True, links=("client-0", "client-1"))
+
+    assert {one["connection"] for one in read_traffic(tmp_path)} == {0, 1, 2, 3}
+    assert [one.connections for one in by_link(read_traffic(tmp_path))] == [2, 2]
+
+
+@pytest.mark.parametrize("content", ["[]\n", "{}\n", "x\n"])
+def test_a_log_that_cannot_be_read_is_written_on(tmp_path: Path, content: str) -> None:
+    (tmp_path / "traffic.jsonl").write_text(content)
+
+    write(tmp_path, encrypted=True)
+
+    assert len((tmp_path / "traffic.jsonl").read_text().splitlines()) == 5
+
+
+def test_sums_are_made_burst_by_burst(tmp_path: Path) -> None:
+    write(tmp_path, encrypted=True)
+    bursts = list(read_traffic(tmp_path))
+    made: list[weakref.ref[Record]] = []
+
+    def each() -> Iterator[Record]:
+        for burst in bursts * 10:
+            assert sum(one() is not None for one in made) <= 1
+            record = Watched(burst)
+            made.append(weakref.ref(record))
+            yield record
+
+    (link,) = by_link(each())
+
+    assert link.bursts == 40
+
+
+class Watched(dict[str, object]):
+    """A record whose end is noticed."""
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
