@@ -6,6 +6,7 @@ on the curve P-256.
 """
 
 import datetime
+import errno
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedsim.files import replace_bytes
 
 SKEW = datetime.timedelta(minutes=5)
 """How far clocks may differ."""
@@ -114,13 +117,14 @@ def node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write a new file that its owner alone may read, from the first moment on.
+    """Write a new file that its owner alone may read, from the first moment on; all or nothing.
 
     Raises:
         FileExistsError: There is one already.
     """
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    replace_bytes(path, data, private=True)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

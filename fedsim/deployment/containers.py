@@ -17,14 +17,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedsim.deployment import parts, processes
 from fedsim.deployment.certificates import issue, write_secret
@@ -35,7 +36,7 @@ from fedsim.deployment.parts import Site
 from fedsim.deployment.processes import Part
 from fedsim.deployment.spool import SpoolPool, SpoolWorker, folder_of
 from fedsim.engines.ending import Ending
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RunFailed
 from fedsim.files import read_json, replace_bytes
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.proxy.listening import only_encrypted
@@ -55,10 +56,14 @@ HEAR_OUT_S = 10.0
 """Seconds that a tap on links has to write down what crossed last."""
 TAP = "tap"
 """Host name of who listens on links: certificates name it, and it relays what it cannot read."""
+ASK_S = 5.0
+"""Seconds between two looks whether the SuperLink is there."""
+ABSENT_S = 120.0
+"""Seconds without an answer from it, after which the run is given up; it can be gone on with."""
 SPARE = timedelta(days=2)
 """A certificate that is good for less is made anew."""
 SECRET_BYTES = 32
-DONE, FAILED, INTERRUPTED = 0, 3, 130
+DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes, as of the commands."""
 
 
@@ -124,18 +129,31 @@ def prepare(places: Places) -> None:
     if not places.secret.is_file():
         write_secret(places.secret, os.urandom(SECRET_BYTES))
     authority = places.root / "authority" / "authority.crt"
-    shown = places.server_key / "server.crt"
-    if authority.is_file() and shown.is_file():
-        certificate = x509.load_pem_x509_certificate(shown.read_bytes())
-        if certificate.not_valid_after_utc - datetime.now(UTC) > SPARE:
-            LOG.info("the certificates are good until %s", certificate.not_valid_after_utc)
-            return
+    if (until := _good_until(authority, places.server_key)) is not None:
+        LOG.info("the certificates are good until %s", until)
+        return
+    # the authority is published last: where there is one, all that it signed is there
+    authority.unlink(missing_ok=True)
     for path in places.server_key.glob("*"):
         path.unlink()
     host = places.superlink.rpartition(":")[0]
     made = issue(places.server_key, names=(host, TAP, "localhost", "127.0.0.1"))
     replace_bytes(authority, made.authority.read_bytes())
     LOG.info("made an authority, and a certificate for %s", host)
+
+
+def _good_until(authority: Path, folder: Path) -> datetime | None:
+    """Return how long the certificates in a folder are good; None if they are of no use."""
+    try:
+        signer = x509.load_pem_x509_certificate(authority.read_bytes())
+        shown = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+        key = load_pem_private_key((folder / "server.key").read_bytes(), password=None)
+        shown.verify_directly_issued_by(signer)
+    except (OSError, ValueError, TypeError, InvalidSignature):
+        return None
+    fits = key.public_key() == shown.public_key()
+    lasts = shown.not_valid_after_utc - datetime.now(UTC) > SPARE
+    return shown.not_valid_after_utc if fits and lasts else None
 
 
 # node
@@ -236,8 +254,7 @@ class Directed(Deployment):
                     for one in self._nodes(places):
                         _let_in(control, places.enrolment, one)
                 control.start(self._project(ending))
-            while server_app.ended is None:
-                time.sleep(LOOK_S)
+                _await_end(server_app, control.answers)
             check_end(server_app, ending)
             self._hear_out()
 
@@ -255,13 +272,28 @@ class Directed(Deployment):
         return there[:clients]
 
 
+def _await_end(server_app: Part, answers: Callable[[], bool]) -> None:
+    """Wait until the ServerApp ends; Flower's would wait for a SuperLink for ever.
+
+    Raises:
+        RunFailed: The SuperLink does not come back.
+    """
+    answered = asked = time.monotonic()
+    while server_app.ended is None:
+        time.sleep(LOOK_S)
+        if time.monotonic() - asked < ASK_S:
+            continue
+        asked = time.monotonic()
+        if answers():
+            answered = time.monotonic()
+        elif time.monotonic() - answered > ABSENT_S:
+            raise RunFailed(f"the SuperLink has not answered for {ABSENT_S:g} s")
+
+
 def _let_in(control: Control, enrolment: Path, one: Enrolled) -> None:
-    node_id = None
-    try:
-        node_id = control.register(one.key)
-    except httpx.HTTPStatusError as error:
-        # known to the SuperLink from before the director was started again
-        LOG.info("client %d: %s", one.number, error.response.text[:200])
+    node_id = control.register(one.key)
+    if node_id is None:  # from before the director was started again
+        LOG.info("client %d is known to the SuperLink", one.number)
     welcome(enrolment, one.number, node_id)
 
 
@@ -378,7 +410,7 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
     except FedsimError as error:
         LOG.error("%s", error)
-        raise SystemExit(FAILED) from None
+        raise SystemExit(FAILED if isinstance(error, RunFailed) else BAD_INPUT) from None
 
 
 def _play(places: Places, options: argparse.Namespace) -> int:

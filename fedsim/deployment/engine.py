@@ -164,7 +164,7 @@ class Deployment:
                 if certificates is not None:
                     node.key_file = site.home / f"node-{node.number}.key"
                     node.key = node_key(node.key_file)
-                    node.id = control.register(node.key.public_key())
+                    node.id = control.register(node.key.public_key()) or 0  # all keys are new
                 self._start_node(federation, node)
             control.start(self._project(federation.ending))
         return federation

@@ -12,10 +12,12 @@ import errno
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -72,21 +74,16 @@ def enrol(folder: Path, own: Path) -> Membership:
 
     Raises:
         RunFailed: No number is left, or another node has taken this one's.
+        Damaged: What it remembers cannot be read.
     """
     memory, secret = own / "node.json", own / "node.key"
-    known: Record = read_json(memory) if memory.is_file() else {"token": uuid4().hex}
+    known = _remembered(memory) if memory.is_file() else {"token": uuid4().hex}
     if "number" not in known:
         replace_json(memory, known)  # before the claim: so that it is recognised as ours
     number = _claim(folder, known)
     if known.get("number") != number:
         replace_json(memory, known | {"number": number})
-    if secret.is_file():
-        found = serialization.load_ssh_private_key(secret.read_bytes(), password=None)
-        if not isinstance(found, ec.EllipticCurvePrivateKey):
-            raise Damaged(f"{secret}: not the key of a node; remove it to have another made")
-        key = found
-    else:
-        key = node_key(secret)
+    key = _own_key(secret) if secret.is_file() else node_key(secret)
     desk = _desk(folder, number)
     replace_bytes(
         desk / _KEY,
@@ -95,6 +92,23 @@ def enrol(folder: Path, own: Path) -> Membership:
         ),
     )
     return Membership(number, desk, secret)
+
+
+def _remembered(memory: Path) -> Record:
+    known = read_json(memory)
+    token, number = known.get("token"), known.get("number", 0)
+    if not isinstance(token, str) or not isinstance(number, int):
+        raise Damaged(f"{memory}: not what a node remembers; remove it to have the node enrol anew")
+    return known
+
+
+def _own_key(secret: Path) -> ec.EllipticCurvePrivateKey:
+    key: object = None
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = serialization.load_ssh_private_key(secret.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Damaged(f"{secret}: not the key of a node; remove it to have another made")
+    return key
 
 
 def _claim(folder: Path, known: Record) -> int:

@@ -21,7 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
-from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.catalog import PARTICIPANT, load
@@ -34,7 +33,7 @@ from fedsim.deployment.flower_private import (
 )
 from fedsim.deployment.flower_waits import BUSY_S
 from fedsim.deployment.tied import tie
-from fedsim.engines.local import CLIENT_FAILED
+from fedsim.engines.local import answer, failure
 
 LOG = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
@@ -53,12 +52,15 @@ def serve(source: TaskSource, app: ClientApp, memo: Path) -> None:
     """
     _answer_for_predecessor(source, memo)
     while True:
+        asked = time.monotonic()
         try:
             token = source.acquire()
         except httpx.TransportError:  # the SuperNode is not there yet, or is started anew
             time.sleep(BUSY_S)
             continue
         if token is None:
+            # our SuperNodes let a request wait; one of Flower's own answers at once
+            time.sleep(max(0.0, asked + BUSY_S - time.monotonic()))
             continue
         try:
             _answer(source, app, token, memo)
@@ -72,12 +74,9 @@ def _answer(source: TaskSource, app: ClientApp, token: str, memo: Path) -> None:
     _write(memo, token, b"")
     task = source.take(token)
     with _heartbeat(source):
-        try:
-            reply = app(task.message, task.context)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            LOG.warning("the ClientApp raised %s", reason)
-            reply = Message(Error(CLIENT_FAILED, reason), reply_to=task.message)
+        reply = answer(app, task.message, task.context)
+        if reply.has_error():
+            LOG.warning("the ClientApp answered with an error: %s", reply.error.reason)
         _write(memo, token, message_to_bytes(reply))
         source.give(reply, task.context)
 
@@ -94,7 +93,7 @@ def _answer_for_predecessor(source: TaskSource, memo: Path) -> None:
             reply = message_from_bytes(said)
         else:
             asked = source.ask_again(token.decode())
-            reply = Message(Error(CRASHED, "the process of the ClientApp died"), reply_to=asked)
+            reply = failure(asked, CRASHED, "the process of the ClientApp died")
         source.give(reply, None)
     except (httpx.HTTPError, RuntimeError) as error:  # it may be another SuperNode by now
         LOG.warning("a predecessor's answer could not be given: %s", error)

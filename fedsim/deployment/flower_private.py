@@ -5,6 +5,7 @@ moves any of these.
 """
 
 import hashlib
+import ssl
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import SubStatus
+from flwr.common.constant import PUBLIC_KEY_ALREADY_IN_USE_MESSAGE, SubStatus
 from flwr.common.serde import (
     fab_to_proto,
     message_from_proto,
@@ -63,6 +64,8 @@ from fedsim.deployment.flower_waits import (
 
 CRASHED = 8
 """Flower's error code for a ClientApp that stopped responding."""
+ANSWER_S = 5.0
+"""Seconds that a SuperLink may take to say that it is well."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -255,10 +258,31 @@ class Control:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim")],
         )
 
-    def register(self, key: ec.EllipticCurvePublicKey) -> int:
-        """Let a node in by its public key; return its id."""
+    def answers(self) -> bool:
+        """Whether the SuperLink says, within some seconds, that it is well."""
+        trusted = None
+        if self.certificates is not None:
+            trusted = ssl.create_default_context(cadata=self.certificates.decode())
+        scheme = "http" if trusted is None else "https"
+        with suppress(httpx.HTTPError):
+            url = f"{scheme}://{self.address}/health"
+            said = httpx.get(url, verify=trusted or False, timeout=ANSWER_S, trust_env=False)
+            return said.is_success
+        return False
+
+    def register(self, key: ec.EllipticCurvePublicKey) -> int | None:
+        """Let a node in by its public key; return its id, or None if the key is known already.
+
+        Raises:
+            httpx.HTTPError: The SuperLink refuses it, or cannot be reached.
+        """
         request = RegisterNodeRequest(public_key=public_key_to_bytes(key))
-        return int(self._client.RegisterNode(request).node_id)
+        try:
+            return int(self._client.RegisterNode(request).node_id)
+        except httpx.HTTPStatusError as error:
+            if PUBLIC_KEY_ALREADY_IN_USE_MESSAGE in error.response.text:
+                return None
+            raise
 
     def start(self, project: Mapping[str, Any]) -> int:
         """Start the run of an app that is a project file and nothing else; return its id."""

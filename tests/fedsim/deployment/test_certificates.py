@@ -101,6 +101,17 @@ def test_no_two_deployments_share_a_key(tmp_path: Path) -> None:
     assert one.authority.read_bytes() != other.authority.read_bytes()
 
 
+def test_a_secret_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    with pytest.raises(KeyboardInterrupt):
+        write_secret(tmp_path / "secret", b"one")
+
+    assert not (tmp_path / "secret").exists()
+
+
 def test_a_secret_is_never_written_over_another(tmp_path: Path) -> None:
     write_secret(tmp_path / "secret", b"one")
 

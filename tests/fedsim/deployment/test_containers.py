@@ -1,6 +1,9 @@
 """What the containers run; `tests/compose.sh` runs the containers themselves."""
 
 import datetime
+import logging
+import os
+import signal
 import ssl
 import stat
 import subprocess
@@ -9,6 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -18,9 +23,10 @@ from fedsim.config import read_experiment
 from fedsim.deployment import containers
 from fedsim.deployment.certificates import issue
 from fedsim.deployment.containers import DIRECTED, Directed, Places, direct, prepare
+from fedsim.deployment.engine import LOOK_S
 from fedsim.deployment.processes import environment, free_ports
 from fedsim.deployment.spool import SpoolPool
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import read_json
 from fedsim.records import RunDirectory
 
@@ -84,6 +90,113 @@ def test_a_certificate_that_ends_soon_is_made_anew(places: Places) -> None:
     assert places.authority is not None
     authority = x509.load_pem_x509_certificate(places.authority.read_bytes())
     shown(places).verify_directly_issued_by(authority)
+
+
+def signed_by_its_authority(places: Places) -> bool:
+    assert places.authority is not None
+    authority = x509.load_pem_x509_certificate(places.authority.read_bytes())
+    shown(places).verify_directly_issued_by(authority)
+    return (places.server_key / "server.key").is_file()
+
+
+@pytest.mark.parametrize("at", ["issue", "replace_bytes"])
+def test_what_a_kill_left_half_prepared_is_prepared_anew(
+    places: Places, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    prepare(places)
+    (places.server_key / "server.crt").unlink()  # so that all is made anew
+    do = getattr(containers, at)
+
+    def killed(*what: object, **how: object) -> None:
+        if at == "issue":
+            do(*what, **how)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(containers, at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(places)
+
+    prepare(places)
+
+    assert signed_by_its_authority(places)
+
+
+@pytest.mark.parametrize("damage", ["key gone", "key cut", "another's key", "another's authority"])
+def test_certificates_that_do_not_fit_together_are_made_anew(
+    places: Places, damage: str, tmp_path: Path
+) -> None:
+    prepare(places)
+    other = issue(tmp_path / "other")
+    key = places.server_key / "server.key"
+    assert places.authority is not None
+    if damage == "key gone":
+        key.unlink()
+    elif damage == "key cut":
+        key.write_bytes(key.read_bytes()[:40])
+    elif damage == "another's key":
+        key.write_bytes(other.key.read_bytes())
+    else:
+        places.authority.write_bytes(other.authority.read_bytes())
+    old = shown(places)
+
+    prepare(places)
+
+    assert shown(places).serial_number != old.serial_number
+    assert signed_by_its_authority(places)
+
+
+class Part:
+    """A ServerApp that ends when it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    @property
+    def ended(self) -> int | None:
+        self.looks -= 1
+        return 0 if self.looks < 0 else None
+
+
+def test_a_superlink_that_stays_away_ends_the_run_and_one_that_comes_back_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(containers, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    minutes = int(60 / LOOK_S)
+
+    containers._await_end(cast(Any, Part(10 * minutes)), lambda: now % 100 > 90)
+
+    with pytest.raises(RunFailed, match="SuperLink has not answered for 120 s"):
+        containers._await_end(cast(Any, Part(10 * minutes)), lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("no"), 2), (RunFailed("no"), 3), (KeyboardInterrupt(), 130)],
+    ids=["bad input", "failed", "interrupted"],
+)
+def test_roles_end_with_the_codes_of_the_commands(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def play(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["containers", "prepare"])
+    monkeypatch.setattr(containers, "_play", play)
+    monkeypatch.setattr(containers, "LOG", logging.getLogger("fedsim.test"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "umask", lambda _: 0)
+
+    with pytest.raises(SystemExit) as end:
+        containers.main()
+
+    assert end.value.code == code
 
 
 def test_a_run_of_containers_leaves_its_attacks_to_others(tmp_path: Path) -> None:

@@ -108,6 +108,24 @@ def test_a_key_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
         enrolled(shared(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("node.key", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNza"),
+        ("node.key", ""),
+        ("node.json", "{}"),
+        ("node.json", ""),
+        ("node.json", '{"token": "mine", "number": "one"}'),
+    ],
+)
+def test_a_memory_that_was_damaged_is_refused_by_name(tmp_path: Path, name: str, left: str) -> None:
+    node(tmp_path, "a")
+    (tmp_path / "a" / name).write_text(left)
+
+    with pytest.raises(Damaged, match=name):
+        node(tmp_path, "a")
+
+
 def test_a_node_is_welcome_once_it_was_told(tmp_path: Path) -> None:
     me = node(tmp_path, "a")
     assert not me.welcome

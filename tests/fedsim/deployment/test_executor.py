@@ -17,6 +17,7 @@ from fedsim.config import parse_experiment
 from fedsim.deployment import executor
 from fedsim.deployment.executor import Crew, serve
 from fedsim.deployment.flower_private import CRASHED, Task, TaskSource
+from fedsim.deployment.flower_waits import BUSY_S
 from fedsim.engines.flower_private import assume_server_identity
 
 
@@ -95,6 +96,14 @@ def test_every_task_is_answered_with_its_own_token_and_context(tmp_path: Path) -
     assert [token for token, _, _ in source.given] == ["one", "two"]
     assert all(context is not None for _, _, context in source.given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_supernode_that_has_no_task_is_not_asked_again_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+
+    serve_all(Source(*[None] * 6), echo, tmp_path / "memo")
+
+    assert time.monotonic() - began >= 6 * BUSY_S
 
 
 def test_an_exception_is_an_answer_and_the_next_task_is_taken(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def members(link: Link) -> Iterator[list[Member]]:
         client = fleet(link, key)
         public = public_key_to_bytes(key.public_key())
         client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30.0))
+        assert node_id is not None
         made.append(Member(key, Node(node_id=node_id), client))
     yield made
     for member in made:
@@ -203,6 +204,30 @@ def test_a_node_cannot_speak_for_another(members: list[Member]) -> None:
         one.client.PullMessages(PullMessagesRequest(node=other.node))
 
     assert status_of(refusal)[0] == 401
+
+
+def test_the_director_is_told_whether_a_key_is_known_or_none(
+    link: Link, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Control(link.address, link.certificates.authority) as control:
+        assert control.register(members[0].key.public_key()) is None
+        monkeypatch.setattr(flower_private, "public_key_to_bytes", lambda _: b"no key")
+        with pytest.raises(httpx.HTTPStatusError):
+            control.register(members[0].key.public_key())
+
+
+def test_a_superlink_answers_who_trusts_its_authority_and_nobody_answers_elsewhere(
+    link: Link, tmp_path: Path
+) -> None:
+    def answers(address: str, authority: Path) -> bool:
+        with Control(address, authority) as control:
+            return control.answers()
+
+    (nobody,) = processes.free_ports(1)
+
+    assert answers(link.address, link.certificates.authority)
+    assert not answers(link.address, issue(tmp_path / "others").authority)
+    assert not answers(f"{HOST}:{nobody}", link.certificates.authority)
 
 
 def test_a_node_cannot_let_in_another(link: Link, members: list[Member]) -> None:
