@@ -3,10 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
 from fedsim.config import Experiment
 from fedsim.defenses import build_chain, encrypts_links, private_clients
+from fedsim.files import read_json
 from fedsim.knowledge import read_knowledge
 from fedsim.records import RunDirectory
 from fedsim.threat import threat_of
@@ -16,6 +17,8 @@ from server.guard import Exchange
 
 MOST_UNANSWERED = 100_000
 """Messages to nodes that wait for an answer."""
+MOST_OTHERS = 1000
+"""Runs that are told apart from the one that is listened to."""
 
 
 class WireEar:
@@ -23,6 +26,10 @@ class WireEar:
 
     It knows no more than it hears: which node plays which client it learns when the server asks
     them. What a model looks like the threat model grants.
+
+    Many runs may cross a link. It listens to one that begins while it does, and goes over to a
+    later one, for a run that is resumed is another to Flower, unless the records say that theirs
+    is done.
 
     Args:
         experiment: What is listened to.
@@ -37,11 +44,13 @@ class WireEar:
         model = read_knowledge(run).model
         if model is None:
             raise ValueError("who taps a link must know the architecture")
+        self.records = run
         self.on_round = on_round
         self.clients = experiment.partition.clients
         self.drawn = experiment.server.clients_per_round or self.clients
         self.client_of: dict[int, int] = {}
         self.run_id: int | None = None
+        self._others: set[int] = set()
         self.round = 0
         self.heard = 0
         self._answers = 0
@@ -69,15 +78,13 @@ class WireEar:
             message: Whole; it is not changed.
         """
         about = message.metadata
-        if self.run_id is None:
-            self.run_id = about.run_id
-        if about.run_id != self.run_id or not message.has_content():  # rounds of another run
+        if not message.has_content() or not self._of_our_run(message):
             return
         if about.message_type == MessageType.QUERY:
             self._remember(identity, about.dst_node_id, 0, None)
         elif about.message_type == MessageType.TRAIN:
-            server_round = message.content.config_records[CONFIG][ROUND]
-            if not isinstance(server_round, int):
+            server_round = _round_of(message)
+            if server_round is None:
                 return
             # a server goes on when it has what it waits for: nothing of earlier rounds will count
             if server_round > self.round:
@@ -87,6 +94,33 @@ class WireEar:
                     del self._asked[old]
             arrays = message.content.array_records[ARRAYS]
             self._remember(identity, about.dst_node_id, server_round, arrays)
+
+    def _of_our_run(self, message: Message) -> bool:
+        run_id = message.metadata.run_id
+        if run_id == self.run_id or run_id in self._others:
+            return run_id == self.run_id
+        asks = message.metadata.message_type == MessageType.QUERY
+        begins = asks or _round_of(message) == 1
+        if not begins or self._done():
+            if not self._others:
+                self.records.append_event("tap-other-run", "another run crosses; it is not heard")
+            self._forget(run_id)
+            return False
+        if self.run_id is not None:
+            self.records.append_event("tap-moved-on", "a run begins anew; it is heard from here")
+            self._forget(self.run_id)
+        self.run_id, self.round, self._answers = run_id, 0, 0
+        self._asked.clear()
+        self.client_of.clear()
+        return True
+
+    def _forget(self, run_id: int) -> None:
+        if len(self._others) < MOST_OTHERS:
+            self._others.add(run_id)
+
+    def _done(self) -> bool:
+        summary = self.records.summary
+        return summary.is_file() and read_json(summary).get("status") == "done"
 
     def answered(self, identity: str, reply: Message) -> None:  # noqa: ARG002 - as `asked`
         """Hear what a node answers; only its first answer to a message counts."""
@@ -118,3 +152,9 @@ class WireEar:
         self._asked[identity] = (node, server_round, arrays)
         while len(self._asked) > MOST_UNANSWERED:
             self._asked.popitem(last=False)
+
+
+def _round_of(message: Message) -> int | None:
+    """Return the round of a message as our servers send them; None of any other."""
+    server_round = message.content.config_records.get(CONFIG, ConfigRecord()).get(ROUND)
+    return server_round if isinstance(server_round, int) else None

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from clients.app import app
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.files import replace_json
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wire import ARRAYS, CONFIG, PARTITION, ROUND
@@ -154,6 +155,88 @@ def test_a_node_plays_no_client_that_there_is_not(tmp_path: Path) -> None:
         talk.ear.answered("", Message(claim, reply_to=asked))
 
     assert talk.ear.client_of == {}
+
+
+class Rounds(Talk):
+    """A talk of several runs, whose nodes 1000, ... play clients 0, ..."""
+
+    def begin(self, run_id: int) -> None:
+        for client in range(3):
+            asked = self.ask(self.of(run_id, RecordDict(), 1000 + client, "query"))
+            said = RecordDict({CONFIG: ConfigRecord({PARTITION: client})})
+            self.ear.answered("", Message(said, reply_to=asked))
+
+    def play(self, run_id: int, server_round: int) -> None:
+        config = ConfigRecord({ROUND: server_round})
+        content = RecordDict({CONFIG: config, ARRAYS: ArrayRecord()})
+        for node in (1000, 1001, 1002):
+            asked = self.ask(self.of(run_id, content, node, "train"))
+            self.ear.answered("", Message(Error(1, "no"), reply_to=asked))
+
+    def of(self, run_id: int, content: RecordDict, node: int, kind: str) -> Message:
+        message = Message(content, node, kind)
+        message.metadata.__dict__["_run_id"] = run_id
+        return message
+
+    @property
+    def kinds(self) -> list[str]:
+        return [one["kind"] for one in self.run.events()]
+
+
+def test_a_run_in_its_middle_is_not_taken_for_the_one_that_begins(tmp_path: Path) -> None:
+    talk = Rounds(tmp_path)
+
+    talk.play(run_id=5, server_round=7)
+    talk.begin(run_id=6)
+    talk.play(run_id=5, server_round=8)
+    talk.play(run_id=6, server_round=1)
+
+    assert talk.ear.run_id == 6
+    assert talk.ear.client_of == {1000: 0, 1001: 1, 1002: 2}
+    assert talk.over == [1]
+    assert talk.kinds == ["tap-other-run"]
+
+
+def test_a_run_that_is_resumed_is_heard_under_its_new_number(tmp_path: Path) -> None:
+    talk = Rounds(tmp_path)
+    talk.begin(run_id=5)
+    talk.play(run_id=5, server_round=1)
+    talk.play(run_id=5, server_round=2)
+
+    talk.begin(run_id=6)
+    talk.play(run_id=5, server_round=3)
+    talk.play(run_id=6, server_round=2)
+    talk.play(run_id=6, server_round=3)
+
+    assert talk.ear.run_id == 6
+    assert talk.over == [1, 2, 3]
+    assert talk.kinds == ["tap-moved-on"]
+
+
+def test_once_the_run_is_done_no_other_is_written_over_it(tmp_path: Path) -> None:
+    talk = Rounds(tmp_path)
+    talk.begin(run_id=5)
+    talk.play(run_id=5, server_round=1)
+    replace_json(talk.run.summary, {"status": "done"})
+
+    for run_id in (6, 7):
+        talk.begin(run_id)
+        talk.play(run_id, server_round=1)
+        talk.play(run_id, server_round=2)
+
+    assert talk.ear.run_id == 5
+    assert talk.over == [1]
+    assert talk.kinds == ["tap-other-run"]
+
+
+def test_what_other_apps_say_is_left_out(tmp_path: Path) -> None:
+    talk = Rounds(tmp_path)
+
+    talk.ask(talk.of(3, RecordDict(), 1000, "train"))
+    talk.ask(talk.of(3, RecordDict({CONFIG: ConfigRecord({ROUND: "one"})}), 1000, "train"))
+
+    assert talk.ear.run_id is None
+    assert talk.kinds == ["tap-other-run"]
 
 
 def test_an_answer_to_what_nobody_asked_or_asked_another_says_nothing(tmp_path: Path) -> None:
