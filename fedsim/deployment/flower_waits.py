@@ -28,7 +28,9 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 LONGEST_WAIT_S = 1.0
 """Seconds after which one who asked is told that there is nothing."""
 MOST_WAITING = 24
-"""Requests that may wait in one process at a time; each holds a thread of forty."""
+"""Requests of nodes that may wait in one process at a time; each holds a thread of forty."""
+APPS_WAITING = 4
+"""Requests of the ServerApp that may wait besides: it asks again at once where it may not."""
 _REMEMBERED = 100
 """Tasks of which a SuperNode remembers the reply; their executors work on one at a time."""
 BUSY_S = 0.05
@@ -40,7 +42,6 @@ class _Bell:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
         self.times = 0
 
     def ring(self) -> None:
@@ -54,15 +55,16 @@ class _Bell:
         with self._condition:
             self._condition.wait_for(lambda: self.times > times, timeout)
 
-    @contextmanager
-    def seat(self) -> Iterator[bool]:
-        """Offer a place among those who may wait, if there is one."""
-        taken = self._waiting.acquire(blocking=False)
-        try:
-            yield taken
-        finally:
-            if taken:
-                self._waiting.release()
+
+@contextmanager
+def _seat(seats: threading.Semaphore) -> Iterator[bool]:
+    """Offer a place among those who may wait, if there is one."""
+    taken = seats.acquire(blocking=False)
+    try:
+        yield taken
+    finally:
+        if taken:
+            seats.release()
 
 
 Handler = Callable[..., Any]
@@ -85,19 +87,24 @@ def _rings(bell: _Bell, module: ModuleType, names: Iterable[str]) -> None:
 
 
 def _waits(
-    bell: _Bell, module: ModuleType, name: str, found: Callable[[Any, Any], bool | None]
+    bell: _Bell,
+    module: ModuleType,
+    name: str,
+    found: Callable[[Any, Any], bool | None],
+    most: int = MOST_WAITING,
 ) -> None:
     """Have a function of a module wait for an answer that is worth giving.
 
     `found` is asked of the answer and the state: True to give it, None to ask again for another
-    one, False to wait until the one at hand is whole.
+    one, False to wait until the one at hand is whole. At most `most` wait at a time.
     """
     function: Handler = getattr(module, name)
+    seats = threading.BoundedSemaphore(most)
 
     @functools.wraps(function)
     def waiting(request: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         deadline = time.monotonic() + LONGEST_WAIT_S
-        with bell.seat() as may_wait:
+        with _seat(seats) as may_wait:
             while True:
                 times = bell.times
                 answer = function(request, state, *args, **kwargs)
@@ -200,10 +207,9 @@ def _answers_once(module: ModuleType) -> None:
     module.push_messages = push_messages  # type: ignore[attr-defined]
 
 
-def _sleep_at(module: ModuleType, sleep: Callable[[float], None]) -> None:
-    """Give a module another `time.sleep`; nothing else of `time` changes for it."""
-    own = SimpleNamespace(**vars(time))
-    own.sleep = sleep
+def _sleep_at(module: ModuleType, sleep: Callable[[float], None], **more: Handler) -> None:
+    """Give a module another `time.sleep`; nothing of `time` changes for it but that and `more`."""
+    own = SimpleNamespace(**vars(time) | {"sleep": sleep} | more)
     module.time = own  # type: ignore[attr-defined]
 
 
@@ -264,7 +270,7 @@ def hasten_superlink() -> None:
     _rings(bell, fleet_handlers, ("push_messages", "push_object", "deactivate_node"))
     _rings(bell, runtime_handlers, ("push_messages", "push_object"))
     _waits(bell, fleet_handlers, "pull_messages", _messages_are_whole)
-    _waits(bell, runtime_handlers, "pull_messages", _messages_are_whole)
+    _waits(bell, runtime_handlers, "pull_messages", _messages_are_whole, APPS_WAITING)
     layers = main._get_middleware()
     main._get_middleware = lambda: [
         one for one in layers if getattr(one.cls, "__name__", "") not in _IDLE
@@ -298,7 +304,10 @@ def hasten_supernode() -> None:
 
 
 def hasten_grid() -> None:
-    """Have the ServerApp of this process ask again at once: its requests wait at the SuperLink."""
+    """Have the ServerApp of this process ask again at once: its requests wait at the SuperLink.
+
+    Its deadlines run by a clock that never jumps: Flower's would move with that of the machine.
+    """
     from flwr.superlink.grid import http_grid
 
-    _sleep_at(http_grid, lambda _: time.sleep(0.001))
+    _sleep_at(http_grid, lambda _: time.sleep(0.001), time=time.monotonic)

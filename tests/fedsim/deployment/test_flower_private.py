@@ -105,7 +105,9 @@ def test_a_message_is_whole_when_its_last_part_is_there() -> None:
     assert _messages_are_whole(answer("a"), State()) is True  # deleted: whoever asks is told
 
 
-def asked(answers: list[Any], state: State, bell: _Bell) -> tuple[ModuleType, list[float]]:
+def asked(
+    answers: list[Any], state: State, bell: _Bell, most: int = flower_waits.MOST_WAITING
+) -> tuple[ModuleType, list[float]]:
     """A module whose function gives these answers in turn, and when it was called."""
     module, calls = ModuleType("asked"), list[float]()
 
@@ -114,7 +116,7 @@ def asked(answers: list[Any], state: State, bell: _Bell) -> tuple[ModuleType, li
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     module.pull = pull  # type: ignore[attr-defined]
-    _waits(bell, module, "pull", _messages_are_whole)
+    _waits(bell, module, "pull", _messages_are_whole, most)
     return module, calls
 
 
@@ -155,12 +157,9 @@ def test_a_message_in_parts_is_asked_for_once_and_given_when_it_is_whole() -> No
     assert len(calls) == 1
 
 
-def test_only_so_many_wait_and_others_are_answered_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(flower_waits, "MOST_WAITING", 1)
+def test_only_so_many_wait_and_others_are_answered_at_once() -> None:
     bell = _Bell()
-    module, _ = asked([answer()], State(), bell)
+    module, _ = asked([answer()], State(), bell, most=1)
     first = threading.Thread(target=module.pull, args=(None, State()))
     first.start()
     time.sleep(0.1)
@@ -170,6 +169,21 @@ def test_only_so_many_wait_and_others_are_answered_at_once(
 
     assert time.monotonic() - start < 0.5
     first.join()
+
+
+def test_a_server_app_may_wait_however_many_nodes_do() -> None:
+    bell = _Bell()
+    nodes, _ = asked([answer()], State(), bell, most=1)
+    apps, calls = asked([answer()], State(), bell, most=1)
+    waits = threading.Thread(target=nodes.pull, args=(None, State()))
+    waits.start()
+    start = time.monotonic()
+
+    apps.pull(None, State())
+
+    assert time.monotonic() - start >= flower_waits.LONGEST_WAIT_S
+    assert len(calls) <= 3
+    waits.join()
 
 
 def test_what_changes_something_rings() -> None:
@@ -192,6 +206,33 @@ def test_only_the_sleep_of_one_module_changes() -> None:
     assert slept == [3]
     assert module.time.monotonic is time.monotonic
     assert time.sleep is not module.time.sleep
+
+
+def test_the_deadline_of_a_server_app_does_not_move_with_the_clock_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flwr.superlink.grid import http_grid
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    clock, ahead_s, pulls = time.time, 0.0, list[float]()
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead_s)
+    monkeypatch.setattr(http_grid, "time", time)  # so that it is put back in the end
+    flower_waits.hasten_grid()
+    grid = HttpGrid(token="of a task")  # noqa: S106
+    monkeypatch.setattr(grid, "push_messages", lambda _: ["asked"])
+
+    def pull(_: object) -> list[object]:
+        nonlocal ahead_s
+        ahead_s = 3600.0
+        pulls.append(time.monotonic())
+        return []
+
+    monkeypatch.setattr(grid, "pull_messages", pull)
+
+    assert list(grid.send_and_receive([], timeout=0.3)) == []
+
+    assert len(pulls) > 2
+    assert 0.2 < pulls[-1] - pulls[0] < 5.0
 
 
 def test_a_task_whose_offer_was_lost_is_offered_again_until_it_is_begun() -> None:
