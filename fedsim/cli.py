@@ -20,6 +20,7 @@ import click
 import typer
 from rich.console import Console
 
+from fedsim import __version__
 from fedsim.errors import ConfigError, FedsimError, RunFailed
 
 DONE, BAD_INPUT, RUN_FAILED, GATE_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -44,6 +45,24 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
 ]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("run")

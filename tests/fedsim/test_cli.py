@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,14 @@ def test_every_family_is_listed_with_one_line_each(
     assert len(lines) >= 3
     assert all(len(line.split()) >= 3 for line in lines)  # a name and a sentence
     assert not any("see the module" in line for line in lines)  # which a user does not have open
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "--version") == 0
+
+    assert capsys.readouterr().out == f"fedsim {version('fedsim')}\n"
 
 
 def test_the_schema_of_an_experiment_explains_its_keys(
