@@ -155,7 +155,14 @@ def _permissions(runs: Path) -> Iterator[Finding]:
     if not runs.is_dir():
         yield Finding(True, f"no runs in '{runs}' yet; new ones are for their owner alone")
         return
-    found = [path for path in sorted(runs.iterdir()) if (path / "config.toml").is_file()]
+    found, links, foreign = [], 0, 0
+    for path in sorted(runs.iterdir()):
+        links += path.is_symlink()
+        try:
+            if not path.is_symlink() and (path / "config.toml").is_file():
+                found.append(path)
+        except PermissionError:  # somebody else's, and rightly closed to us
+            foreign += 1
     open_runs = [path for path in found if _may_others(path)]
     open_parts = [
         part
@@ -170,7 +177,6 @@ def _permissions(runs: Path) -> Iterator[Finding]:
         for key in run.glob(pattern)
         if _may_others(key)
     ]
-    links = [path for path in runs.iterdir() if path.is_symlink()]
     if open_parts:
         yield _bad(open_parts, "private data can be read by others", "chmod 700")
     elif open_runs:
@@ -180,7 +186,9 @@ def _permissions(runs: Path) -> Iterator[Finding]:
     if keys:
         yield _bad(keys, "keys that others may read", "chmod 600")
     if links:
-        yield Finding(True, f"{len(links)} links in '{runs}' are not looked at")
+        yield Finding(True, f"{links} links in '{runs}' are not looked at")
+    if foreign:
+        yield Finding(True, f"{foreign} folders in '{runs}' are closed to you, and not looked at")
 
 
 def _bad(paths: list[Path], what: str, command: str) -> Finding:

@@ -85,7 +85,7 @@ def _owner(descriptor: int) -> str | None:
         note = json.loads(os.pread(descriptor, _LONGEST, 0))
         pid, host, doing = int(note["pid"]), str(note["host"])[:80], str(note["doing"])[:80]
         since = str(note["since"])[:40]
-    except (ValueError, LookupError, TypeError):
-        return None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None  # somebody else wrote it
     said = f"process {pid} on {host}, {doing} since {since}"
     return "".join(one if one.isprintable() else "?" for one in said)

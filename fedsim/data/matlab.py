@@ -2,8 +2,10 @@
 
 A file is a head of 128 bytes and then parts: a type, a length, and as many bytes, packed or not.
 An array is a part of parts: flags, shape, name, numbers. No more room is made than the numbers of
-its shape take, and no part may say that it is longer than what it lies in. (The general reader of
-scipy is not used: on damaged files it can bring the process down.)
+its shape take, and no part may say that it is longer than what it lies in.
+
+Parsing is left to libraries everywhere else; not here, because damaged files end scipy's reader,
+and the process with it, by a segmentation fault that nothing can catch.
 """
 
 import math
@@ -16,8 +18,8 @@ import numpy as np
 from fedsim.data.images import Array
 from fedsim.errors import FedsimError
 
-LARGEST = 2**30
-"""Bytes of a file, and of an array; the training images of SVHN have 225 million."""
+LARGEST = 2**28
+"""Bytes of a file, and of all its arrays; the training images of SVHN have 225 million."""
 
 _PACKED, _MATRIX, _INT32 = 15, 14, 5
 _STORED = {
@@ -70,15 +72,16 @@ def _arrays(data: memoryview) -> dict[str, Array]:
     if len(data) < 128 or bytes(data[124:128]) != b"\x00\x01IM":
         raise ValueError("no MATLAB file of version 5, little endian")
     found: dict[str, Array] = {}
-    rest = data[128:]
+    rest, room = data[128:], LARGEST
     while rest:
         kind, part, rest = _part(rest)
         if kind == _PACKED:
-            kind, part = _unpacked(part)
+            kind, part = _unpacked(part, room)
         if kind != _MATRIX:
             raise ValueError(f"a part of type {kind} is no array")
-        name, array = _matrix(part)
+        name, array = _matrix(part, room)
         found[name] = array
+        room -= max(len(part), array.nbytes)
     return found
 
 
@@ -97,21 +100,24 @@ def _part(data: memoryview) -> tuple[int, memoryview, memoryview]:
     return kind, data[8 : 8 + length], data[end:]
 
 
-def _unpacked(packed: memoryview) -> tuple[int, memoryview]:
-    """Return type and bytes of the part that is packed in another."""
+def _unpacked(packed: memoryview, room: int) -> tuple[int, memoryview]:
+    """Return type and bytes of the part that is packed in another, if there is room for them."""
     stream = zlib.decompressobj()
     head = stream.decompress(packed, 8)
     kind, length = (int.from_bytes(head[at : at + 4], "little") for at in (0, 4))
-    if len(head) < 8 or length > LARGEST:
+    if len(head) < 8 or length > room:
         raise ValueError(f"a packed part says {length} bytes")
     # as it comes: what is said of its length makes no room
     content = stream.decompress(stream.unconsumed_tail, length) if length else b""
     if len(content) < length:
         raise ValueError(f"a packed part says {length} bytes and holds {len(content)}")
+    stream.decompress(stream.unconsumed_tail, 8)  # nothing but what fills it up, and its checksum
+    if not stream.eof:
+        raise ValueError("a packed part has no end")
     return kind, memoryview(content)
 
 
-def _matrix(data: memoryview) -> tuple[str, Array]:
+def _matrix(data: memoryview, room: int) -> tuple[str, Array]:
     _, flags, data = _part(data)
     kind, axes, data = _part(data)
     _, name, data = _part(data)
@@ -126,5 +132,8 @@ def _matrix(data: memoryview) -> tuple[str, Array]:
     written: np.dtype[Any] = np.dtype(_STORED[stored])
     if math.prod(shape) * written.itemsize != len(numbers):
         raise ValueError(f"an array of shape {shape} has {len(numbers)} bytes")
-    flat = np.frombuffer(numbers, dtype=written).astype(_CLASSES[flags[0]], copy=False)
+    wanted: np.dtype[Any] = np.dtype(_CLASSES[flags[0]])
+    if math.prod(shape) * wanted.itemsize > room:
+        raise ValueError(f"more than {LARGEST} bytes of numbers")
+    flat = np.frombuffer(numbers, dtype=written).astype(wanted, copy=False)
     return bytes(name).decode("latin1"), flat.reshape(shape, order="F")

@@ -1,7 +1,7 @@
 """The one place that reads pickle: arrays of bytes and plain values, and nothing else.
 
 The published files of CIFAR are pickle, which can name any function and call it. Here nothing that
-a file names is ever called but four stand-ins of our own, instructions are checked before the first
+a file names is ever called but stand-ins of our own, instructions are checked before the first
 is carried out, and no more room is made than the file has bytes.
 """
 
@@ -9,6 +9,8 @@ import io
 import math
 import pickle
 import pickletools
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,8 @@ LARGEST = 2**28
 """Bytes of a file; the largest of these sets has 155 million."""
 _MOST_TUPLES = 20
 """Tuples in a file; an array takes six. Of many, nested ones can be made that take for ever."""
+_MOST_AXES = 4
+_LONGEST_AXIS = 2**32
 _OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
     FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
@@ -30,20 +34,37 @@ _OPCODES = """
 """What pickle may be told to do here: make plain values, and arrays as numpy writes them."""
 
 
-class _Token:
-    """Stands for `numpy.ndarray` in a file; unlike it, it cannot be called."""
+class _StandIn:
+    """Stands for what a file names; does one thing at most, and nothing about it can be changed.
+
+    Args:
+        do: What is done where the file calls it; None if it must not be called.
+    """
+
+    __slots__ = ("_do",)
+
+    def __init__(self, do: Callable[..., Any] | None) -> None:
+        self._do = do
+
+    def __call__(self, *args: object) -> Any:
+        if self._do is None:
+            raise pickle.UnpicklingError("it calls what is none of its functions")
+        return self._do(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it would change what it names")
 
 
 def _empty(kind: object, shape: object, code: object) -> Any:
     """Begin an array as numpy's own files do: empty, to be filled with the bytes that follow."""
-    if kind is not _Token or shape != (0,) or code not in (b"b", "b"):
+    if kind is not _NDARRAY or shape != (0,) or code not in (b"b", "b"):
         raise pickle.UnpicklingError("it begins an array as numpy never does")
     return _Array()
 
 
 def _dtype(code: object, *_: object) -> Any:
     if code not in ("u1", b"u1"):
-        raise pickle.UnpicklingError(f"it asks for an array of {code!r:.40}, and not of bytes")
+        raise pickle.UnpicklingError(f"it asks for an array of {reprlib.repr(code)}, not of bytes")
     return _Bytes()
 
 
@@ -70,20 +91,34 @@ class _Array:
             data = data.encode("latin1")
         if not isinstance(kind, _Bytes) or not isinstance(data, bytes):
             raise pickle.UnpicklingError("an array must hold bytes")
-        if any(type(one) is not int or one < 0 for one in shape) or math.prod(shape) != len(data):
-            raise pickle.UnpicklingError(f"an array of shape {shape!r:.80} has {len(data)} bytes")
+        if not _is_shape(shape) or math.prod(shape) != len(data):
+            said = reprlib.repr(shape)
+            raise pickle.UnpicklingError(f"an array of shape {said} has {len(data)} bytes")
         flat = np.frombuffer(data, dtype=np.uint8)
-        self.value = flat.reshape(tuple(shape), order="F" if fortran else "C")
+        self.value = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _is_shape(shape: object) -> bool:
+    return (
+        type(shape) is tuple
+        and len(shape) <= _MOST_AXES
+        and all(type(one) is int and 0 <= one < _LONGEST_AXIS for one in shape)
+    )
+
+
+_NDARRAY = _StandIn(None)
+_DTYPE = _StandIn(_dtype)
+_RECONSTRUCT = _StandIn(_empty)
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Builds arrays and plain values; nothing else can be named, so nothing else can run."""
 
     allowed: ClassVar = {
-        ("numpy", "dtype"): _dtype,
-        ("numpy", "ndarray"): _Token,
-        ("numpy.core.multiarray", "_reconstruct"): _empty,
-        ("numpy._core.multiarray", "_reconstruct"): _empty,
+        ("numpy", "dtype"): _DTYPE,
+        ("numpy", "ndarray"): _NDARRAY,
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:

@@ -1,6 +1,8 @@
 """Whether an installation is whole."""
 
+import errno
 import importlib.util
+import os
 import socket
 import sys
 from importlib.machinery import ModuleSpec
@@ -126,6 +128,35 @@ def test_what_others_may_read_is_found_and_how_to_close_it(
     [wrong] = [finding for finding in examine(run.root.parent) if not finding.ok]
     assert wrong.what.startswith(said)
     assert run.root.name in wrong.what
+
+
+def test_a_link_to_a_run_is_not_looked_at(run: RunDirectory) -> None:
+    (run.root.parent / "newest").symlink_to(run.root)
+
+    findings = examine(run.root.parent)
+
+    assert [finding for finding in findings if not finding.ok] == []
+    assert any("1 links in" in finding.what for finding in findings)
+
+
+def test_a_run_of_somebody_else_is_passed_over(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (foreign := run.root.parent / "foreign").mkdir(mode=0o700)
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent == foreign:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+
+    findings = examine(run.root.parent)
+
+    assert [finding for finding in findings if not finding.ok] == []
+    assert any("1 folders in" in finding.what for finding in findings)
+    assert any("1 runs in" in finding.what for finding in findings)
 
 
 def test_a_truth_that_others_may_read_is_found(run: RunDirectory) -> None:

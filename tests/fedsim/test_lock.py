@@ -63,7 +63,19 @@ def test_the_lock_of_a_killed_process_is_taken_over_by_name(tmp_path: Path) -> N
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff\0", b"[]", b'{"pid": "x"}', b"{" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\0",
+        b"[]",
+        b'{"pid": "x"}',
+        b'{"pid": 1e999}',
+        b'{"pid": NaN}',
+        b"{" * 5000,
+        b"[" * 5000,
+    ],
+)
 def test_a_note_that_cannot_be_read_keeps_nobody_out(tmp_path: Path, text: bytes) -> None:
     (tmp_path / NAME).write_bytes(text)
 

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from scipy.io import savemat
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
+from fedsim import lock
 from fedsim.config import parse_experiment, shipped
 from fedsim.data.matlab import read_mat
 from fedsim.data.mnist import read_idx
@@ -183,8 +184,21 @@ def _file_targets(folder: Path, run: RunDirectory) -> list[Target]:
             seeds=[b'{"observation": "a", "attack": "b", "round": 1, "psnr_db": [1.0]}\n' * 2],
             feed=_written(run.root / "scores.jsonl", run.scores),
         ),
+        Target(
+            name="note of a lock",
+            seeds=[{"pid": 1, "host": "one", "since": "2026-01-01T00:00:00", "doing": "attacking"}],
+            feed=_written(folder / lock.NAME, lambda: _left_by(folder)),
+            form=DOCUMENT,
+        ),
         Target(name="log", seeds=[lines], feed=_written(log, lambda: read_lines(log))),
     ]
+
+
+def _left_by(folder: Path) -> str:
+    with lock.locked(folder, "reading it") as left_by:
+        if left_by is None:
+            raise FedsimError("nobody can be made out")
+        return left_by
 
 
 def _observation() -> Observation:

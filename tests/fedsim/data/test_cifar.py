@@ -111,6 +111,46 @@ def test_arrays_and_plain_values_come_back_as_they_were(protocol: int, tmp_path:
     assert found == {"labels": [1, 2], "name": "x", "none": None}
 
 
+def array_of_shape(shape: bytes) -> bytes:
+    """A dictionary of one array of one byte, and instructions that make its shape."""
+    return (
+        b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01" + shape + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x01atbs."
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "good"),
+    [
+        (b"K\x01\x85", True),
+        (b"](K\x01e", False),
+        (b"\x8a\x05\x00\x00\x00\x00\x01\x85", False),
+        (b"(" + b"K\x01" * 5 + b"t", False),
+        (b"\x88\x85", False),
+    ],
+    ids=["a tuple", "a list", "a long axis", "many axes", "a truth value"],
+)
+def test_a_shape_is_few_whole_numbers_or_refused(shape: bytes, good: bool, tmp_path: Path) -> None:
+    (file := tmp_path / "batch").write_bytes(array_of_shape(shape))
+
+    if good:
+        assert read_pickled_arrays(file)["data"].tolist() == [97]
+    else:
+        with pytest.raises(FedsimError, match="an array of shape"):
+            read_pickled_arrays(file)
+
+
+@pytest.mark.parametrize("name", ["dtype", "ndarray"])
+@pytest.mark.parametrize("state", [b"N}U\x01xK\x01s\x86", b"}U\x01xK\x01s"])
+def test_no_file_changes_what_it_names(name: str, state: bytes, tmp_path: Path) -> None:
+    (file := tmp_path / "batch").write_bytes(
+        b"\x80\x02}U\x01acnumpy\n" + name.encode() + b"\n" + state + b"bs."
+    )
+
+    with pytest.raises(FedsimError, match="would change what it names"):
+        read_pickled_arrays(file)
+
+
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = pickle.dumps({"data": np.arange(5), "labels": [1, 2]}, protocol=4)
     file = tmp_path / "short"
