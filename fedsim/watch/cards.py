@@ -74,6 +74,9 @@ def cards(run: Watched, wanted: Wanted) -> Record:
 def _ordered(run: Watched, wanted: Wanted) -> list[str]:
     found = run.heard.found
     order = _everything(run, wanted.order)
+    if wanted.order == "newest":
+        at_work = run.at_work
+        order = sorted(order, key=lambda one: one not in at_work)
     if wanted.round is not None:
         order = [one for one in order if found[one][0] == wanted.round]
     if wanted.victim is not None:

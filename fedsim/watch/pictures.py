@@ -4,19 +4,26 @@ Which file is read is told by names and numbers that are checked; links that lea
 directory are not followed.
 """
 
+import contextlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedsim.errors import FedsimError
+from fedsim.files import check_plain
+from fedsim.progress import MOST_NUMBERS
 from fedsim.records import EVERYBODY, RunDirectory
 from fedsim.report.pictures import picture, png
 from fedsim.stages.pairing import pair
+from fedsim.tensor_files import LARGEST_FILE, check_tensor_file
 from fedsim.truth import unseal
 from fedsim.watch.cards import MOST_STEPS
 from fedsim.watch.values import name
@@ -27,6 +34,7 @@ KEPT_BATCHES = 8
 """Private batches that are kept in memory."""
 MOST_SIDE = 1_024
 """Of an image that is shown, in pixels; larger ones are not."""
+MOST_CHANNELS = 4
 
 
 class MissingPicture(Exception):
@@ -78,16 +86,14 @@ class Pictures:
             MissingPicture: There is none.
         """
         path = self._path("progress", worker)
-        guesses = _tensor(path, observation)
-        if guesses.dim() != 4 or not len(guesses):
-            raise MissingPicture
+        guesses = _guesses(path, observation)
         if len(guesses) == 1:
-            _check(guesses[0])
             return png(picture(guesses[0]))
         private = self._batch(server_round, victim)
         if private.shape[1:] != guesses.shape[1:]:
             raise MissingPicture
-        found = pair(guesses.clamp(0, 1).nan_to_num(0.0), private).get(image)
+        with _or_missing():
+            found = pair(guesses.clamp(0, 1).nan_to_num(0.0), private.float()).get(image)
         if found is None:
             raise MissingPicture
         return png(picture(guesses[found]))
@@ -96,7 +102,7 @@ class Pictures:
         batch = self._batch(server_round, victim)
         if image >= len(batch):
             raise MissingPicture
-        _check(batch[image])
+        _check(batch.shape[1:])
         return batch[image]
 
     def _batch(self, server_round: int, victim: str) -> Tensor:
@@ -107,10 +113,8 @@ class Pictures:
                 return self.batches[key]
         if victim != EVERYBODY:
             self._path("truth", f"round-{server_round:05d}-{victim}")
-        try:
+        with _or_missing():
             sealed = unseal(RunDirectory(self.root), server_round, victim)
-        except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
-            raise MissingPicture from error
         if sealed is None or sealed[0].dim() != 4:
             raise MissingPicture
         with self.lock:
@@ -124,9 +128,10 @@ class Pictures:
         if name(stem) is None and not all(map(name, stem.split("--", 1))):
             raise MissingPicture
         path = self.root / folder / f"{stem}.safetensors"
-        inside = self.root.resolve() / folder
-        if not path.is_file() or path.resolve() != inside / path.name:
-            raise MissingPicture
+        with _or_missing():  # a name of two that is too long for a file
+            inside = self.root.resolve() / folder
+            if not path.is_file() or path.resolve() != inside / path.name:
+                raise MissingPicture
         return path
 
     def _kept(self, key: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
@@ -142,43 +147,61 @@ class Pictures:
         return made
 
 
-def _stamp(path: Path) -> int:
+@contextlib.contextmanager
+def _or_missing() -> Iterator[None]:
+    """Whatever is wrong with a file of strangers, there is no picture."""
     try:
-        return path.stat().st_mtime_ns
-    except OSError as error:
+        yield
+    except (
+        *(OSError, LookupError, ValueError, TypeError, RuntimeError),
+        *(SafetensorError, FedsimError),
+    ) as error:
         raise MissingPicture from error
+
+
+def _stamp(path: Path) -> int:
+    with _or_missing():
+        return path.stat().st_mtime_ns
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with _or_missing():
+        check_plain(path, LARGEST_FILE)
+        check_tensor_file(path)
+        sys.audit("open", str(path), "rb", 0)
+        with safe_open(path, framework="pt") as file:
+            yield file
 
 
 def _film(path: Path, guess: int) -> bytes:
     frames = []
-    sys.audit("open", str(path), "rb", 0)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            looks = sorted(one for one in names if one.startswith("snapshot/"))[:MOST_STEPS]
-            for one in [*looks, "inputs"]:
-                part = file.get_slice(one)
-                if guess >= part.get_shape()[0]:
-                    raise MissingPicture
-                frames.append(part[guess : guess + 1][0])
-    except (OSError, SafetensorError, LookupError) as error:
-        raise MissingPicture from error
-    if len({tuple(frame.shape) for frame in frames}) != 1:
-        raise MissingPicture
-    _check(frames[0])
-    return png(picture(torch.cat([frame.float().cpu() for frame in frames], dim=-1)))
+    with _opened(path) as file:
+        names = set(file.keys())
+        looks = sorted(one for one in names if one.startswith("snapshot/"))[:MOST_STEPS]
+        for one in [*looks, "inputs"]:
+            part = file.get_slice(one)
+            many, *shape = part.get_shape()
+            _check(shape)
+            if guess >= many:
+                raise MissingPicture
+            frames.append(part[guess : guess + 1][0].float())
+        return png(picture(torch.cat(frames, dim=-1)))
 
 
-def _tensor(path: Path, key: str) -> Tensor:
-    sys.audit("open", str(path), "rb", 0)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found: Tensor = file.get_tensor(key)
-    except (OSError, SafetensorError, LookupError) as error:
-        raise MissingPicture from error
+def _guesses(path: Path, key: str) -> Tensor:
+    with _opened(path) as file:
+        many, *shape = file.get_slice(key).get_shape()
+        _check(shape)
+        if not 1 <= many <= MOST_NUMBERS // prod(shape):
+            raise MissingPicture
+        found: Tensor = file.get_tensor(key).float()
     return found
 
 
-def _check(image: Tensor) -> None:
-    if image.dim() != 3 or not image.numel() or max(image.shape[-2:]) > MOST_SIDE:
+def _check(shape: Sequence[int]) -> None:
+    """Refuse what is no image: channels, height, width."""
+    if len(shape) != 3 or not 1 <= shape[0] <= MOST_CHANNELS:
+        raise MissingPicture
+    if not all(1 <= side <= MOST_SIDE for side in shape[1:]):
         raise MissingPicture

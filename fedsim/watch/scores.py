@@ -71,6 +71,7 @@ class ScoreBook:
         self.entries: dict[Key, Entry] = {}
         self.attacks: dict[str, Attacked] = {}
         self.by_observation: dict[str, dict[str, Entry]] = {}
+        self.by_victim: dict[str, set[Key]] = {}
         self.best: dict[str, float] = {}
         self.changed: set[tuple[str, int]] = set()
         self.others = 0
@@ -86,15 +87,27 @@ class ScoreBook:
             self.others += 1
             return
         key = (observation, attack)
-        if key in self.entries:
-            self._count(key, self.entries[key], -1)
+        before = self.entries.get(key)
+        if before is not None:
+            self._count(key, before, -1)
         self.entries[key] = entry
         self.num_added += 1
         self.by_observation.setdefault(observation, {})[attack] = entry
         self._count(key, entry, 1)
+        if before is not None:
+            self.by_victim[before.victim].discard(key)
+            self._find_best(before.victim)
+        self.by_victim.setdefault(entry.victim, set()).add(key)
         if entry.values:
             top = max(entry.values)
             self.best[entry.victim] = max(top, self.best.get(entry.victim, top))
+
+    def _find_best(self, victim: str) -> None:
+        values = [one for key in self.by_victim[victim] for one in self.entries[key].values]
+        if values:
+            self.best[victim] = max(values)
+        else:
+            self.best.pop(victim, None)
 
     def _count(self, key: Key, entry: Entry, sign: int) -> None:
         mine = self.attacks.setdefault(key[1], Attacked())

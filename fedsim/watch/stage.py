@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsim.files import Record
 from fedsim.report.wording import SPACE, adversary, decibels, percent
-from fedsim.watch.values import text
+from fedsim.watch.values import listed, table, text, whole
 
 QUIET_S = 90.0
 """Seconds without anything new after which a page says so."""
@@ -43,6 +43,7 @@ def stage_of(
     *,
     started: bool,
     trained: bool,
+    covered: bool,
     working: bool,
     now: float,
 ) -> Stage:
@@ -53,22 +54,36 @@ def stage_of(
         summary: What `summary.json` holds.
         started: Whether its experiment is there.
         trained: Whether all rounds are.
+        covered: Whether the summary tells of all that was recorded; see `covers`.
         working: Whether a worker has a job.
         now: Seconds since 1970.
     """
     if not started:
         return Stage("waiting")
-    changed = {file: _changed(root / file) for file in ("summary.json", *_SIGNS)}
     ended = (summary or {}).get("status")
-    # a summary that is older than the logs is that of an earlier end: the run goes on
-    newer = changed["summary.json"] >= max(changed["rounds.jsonl"], changed["scores.jsonl"])
-    if ended in ("done", "interrupted", "failed") and newer:
+    if ended in ("done", "interrupted", "failed") and covered:
         return Stage(str(ended))
-    idle = now - max(changed.values())
-    quiet = (
-        int(idle // 10 * 10) if idle > QUIET_S and not working and any(changed.values()) else None
-    )
+    changed = max(_changed(root / file) for file in ("summary.json", *_SIGNS))
+    idle = now - changed
+    quiet = int(idle // 10 * 10) if idle > QUIET_S and not working and changed else None
     return Stage("attacking" if trained else "training", quiet)
+
+
+def covers(summary: Record, *, rounds: int, scores: int, others: int) -> bool:
+    """Whether a summary counts what the logs hold: else it is of an earlier end of the run.
+
+    When files were written says nothing: copies have times of their own.
+
+    Args:
+        summary: What `summary.json` holds.
+        rounds: The last round of the log.
+        scores: Scores that a page counts.
+        others: Lines that may be scores, and make no sense.
+    """
+    rows = [table(one) for one in listed(summary.get("leakage"))]
+    told = sum(whole(one.get("victims")) or 0 for one in rows)
+    told += whole(summary.get("unscored_attacks")) or 0
+    return summary.get("rounds") == rounds and scores <= told <= scores + others
 
 
 def _changed(path: Path) -> float:

@@ -66,5 +66,8 @@ def document(path: Path) -> Record | None:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """Return a number as short as a page needs it, by significant digits."""
-    return None if value is None else float(f"{value:.{digits}g}")
+    """Return a number as short as a page needs it, by significant digits; None if not finite."""
+    if value is None:
+        return None
+    short = float(f"{value:.{digits}g}")  # the largest numbers are rounded up to infinity
+    return short if isfinite(short) else None

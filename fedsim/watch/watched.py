@@ -9,14 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsim.files import Record
+from fedsim.errors import FedsimError
+from fedsim.files import Record, reading
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import attack_kinds
 from fedsim.report.reading import attack_label, without_paths
 from fedsim.watch import graph
 from fedsim.watch.listing import Heard, trailing_number
 from fedsim.watch.scores import ScoreBook
-from fedsim.watch.stage import headline, stage_of
+from fedsim.watch.stage import covers, headline, stage_of
 from fedsim.watch.tail import Line, Tail
 from fedsim.watch.traffic import Traffic
 from fedsim.watch.values import document, listed, name, number, rounded, table, text, whole
@@ -27,6 +28,8 @@ MOST_EVENTS = 60
 MOST_POINTS = 1_000
 """Rounds of a curve that are sent to a page that is opened; of more, every second, fourth, ..."""
 MINUTE = 60.0
+RECENT_S = 10.0
+"""Seconds since the last look within which what is found has just come."""
 LATEST = 20
 """Rounds from which the speed of training is told."""
 DOCUMENTS = ("environment.json", "threat.json", "topology.json", "summary.json")
@@ -59,6 +62,8 @@ class Watched:
         self.working: list[Working] = []
         self.arrived: deque[tuple[float, int]] = deque()
         self.caught_up = False
+        self.looked_at = float("-inf")
+        self.era = 0
         self.kinds: dict[str, str] = {}
         self.joins: dict[str, int] = {}
         self.kinds_of: object = None
@@ -82,13 +87,16 @@ class Watched:
         """Take in what is new in the directory; return whether there is more than was read."""
         with self.lock:
             self.version += 1
+            if time.monotonic() - self.looked_at > RECENT_S:  # nobody looked on
+                self.caught_up = False
             self._read_documents()
             more = self._read_rounds() | self._read_scores() | self._read_events()
             more |= self._read_traffic()
-            heard = self.heard.look()
+            self.heard.look()
             now = time.time()
             self.working = at_work(self.root, self.book.entries.keys(), now)
-            self._describe(now, more=more, heard=heard)
+            self._describe(now, more=more)
+            self.looked_at = time.monotonic()
             if not more:
                 self.caught_up = True
             return more
@@ -146,6 +154,7 @@ class Watched:
         if growth.anew:
             self._forget_scores()
             self._begin_anew()
+            self.caught_up = False
         before = len(self.book.entries)
         for line in growth.lines:
             self.book.add(line)
@@ -158,7 +167,8 @@ class Watched:
 
     def _begin_anew(self) -> None:
         """Have every page forget its curves: a log was written anew."""
-        self._put("era", self.version)
+        self.era = self.version
+        self._put("era", self.era)
 
     def _read_events(self) -> bool:
         growth = self.events_log.look()
@@ -187,13 +197,23 @@ class Watched:
             self._put("traffic", self.traffic.section())
         return growth.more
 
+    @property
+    def at_work(self) -> set[str]:
+        """Observations on which a worker is at the moment."""
+        return {
+            one
+            for work in self.working
+            for one in work.observations
+            if (one, work.attack) not in self.book.entries
+        }
+
     # sections
 
     def _put(self, section: str, value: object) -> None:
         if section not in self.sections or self.sections[section][1] != value:
             self.sections[section] = (self.version, value)
 
-    def _describe(self, now: float, *, more: bool, heard: bool) -> None:
+    def _describe(self, now: float, *, more: bool) -> None:
         self._put("run", self._run())
         self._put("events", {"total": self.num_events, "newest": list(self.events)[::-1]})
         if not self.caught_up or "attacks" not in self.sections or self._scores_changed():
@@ -205,8 +225,7 @@ class Watched:
         rows = self.sections["attacks"][1]
         stage, asked = str(state["stage"]), bool(self.joins)
         self._put("headline", headline(rows, self.kinds, threat, stage, asked=asked))
-        if heard or "stamp" not in self.sections or self._scores_changed():
-            self._put("stamp", [len(self.heard.found), len(self.book.entries), self.version])
+        self._put("stamp", [len(self.heard.found), self.book.num_added, self.era])
         self._draw()
 
     def _scores_changed(self) -> bool:
@@ -220,9 +239,9 @@ class Watched:
             self.kinds_of = stamps
             self.kinds = self._attack_kinds(threat)
         self.joins = {
-            attack_label(one): whole(one.get("join_rounds", 1)) or 1
+            label: whole(one.get("join_rounds", 1)) or 1
             for one in attacks
-            if isinstance(one.get("name"), str)
+            if isinstance(one.get("name"), str) and isinstance(label := attack_label(one), str)
         }
         protocol, topology = (
             text(table(self.config.get(part)).get("name"), 60) for part in ("protocol", "topology")
@@ -248,8 +267,9 @@ class Watched:
         if not self.config:
             return {}
         try:
-            kinds = attack_kinds(RunDirectory(self.root), threat)
-        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            with reading(self.root / "config.toml"):
+                kinds = attack_kinds(RunDirectory(self.root), threat)
+        except (OSError, FedsimError):
             return {}
         return {label: kind.words for label, kind in kinds.items()}
 
@@ -274,17 +294,19 @@ class Watched:
             for work in self.working
             for one in work.observations
         )
+        summary = self.documents.get("summary.json") or {}
+        covered = covers(summary, rounds=played, scores=done, others=self.book.others)
         stage = stage_of(
             self.root,
-            self.documents.get("summary.json"),
+            summary,
             started=bool(self.config),
             trained=bool(total) and played >= total,
+            covered=more or covered,  # of what is not read yet nothing is known
             working=bool(self.working),
             now=now,
         )
         pace = median(self.seconds) if self.seconds else None
-        left = (total - played) * pace if pace is not None and stage.live else None
-        summary = self.documents.get("summary.json") or {}
+        left = number((total - played) * pace) if pace is not None and stage.live else None
         return {
             **stage.record,
             "round": played if self.rounds else None,

@@ -1,5 +1,8 @@
 """What attack workers are on, as they show it themselves; see `fedsim.progress`."""
 
+import contextlib
+import heapq
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +13,8 @@ from fedsim.watch.values import document, listed, name, number, table, whole
 
 MOST_WORKERS = 64
 """Workers that a page shows."""
+MOST_FILES = 256
+"""Files of workers that are read at a look, the newest; the others are of some that were killed."""
 MOST_VICTIMS = 200
 """Victims of one job that a page shows."""
 
@@ -46,20 +51,28 @@ def at_work(root: Path, scored: Collection[tuple[str, str]], now: float) -> list
         scored: (observation, attack) that have a score.
         now: Seconds since 1970.
     """
+    found = [_working(path) for path in _newest(root / "progress")]
+    under_way = [
+        one
+        for one, limit_s in filter(None, found)
+        if now <= one.started + limit_s
+        and any((each, one.attack) not in scored for each in one.observations)
+    ]
+    return sorted(under_way[:MOST_WORKERS], key=lambda one: (one.started, one.worker))
+
+
+def _newest(folder: Path) -> list[Path]:
+    """Return the files of workers that changed last."""
+    changed: list[tuple[int, str]] = []
     try:
-        paths = sorted((root / "progress").glob("*.json"))[:MOST_WORKERS]
+        with os.scandir(folder) as entries:
+            for one in entries:
+                if one.name.endswith(".json"):
+                    with contextlib.suppress(OSError):  # its job has just ended
+                        changed.append((one.stat(follow_symlinks=False).st_mtime_ns, one.name))
     except OSError:
         return []
-    found = [_working(path) for path in paths]
-    return sorted(
-        (
-            one
-            for one, limit_s in filter(None, found)
-            if now <= one.started + limit_s
-            and any((each, one.attack) not in scored for each in one.observations)
-        ),
-        key=lambda one: (one.started, one.worker),
-    )
+    return [folder / file for _, file in heapq.nlargest(MOST_FILES, changed)]
 
 
 def _working(path: Path) -> tuple[Working, float] | None:

@@ -9,14 +9,15 @@ export function drawTraffic(page) {
   told = page.traffic;
   show("traffic", Boolean(told));
   if (!told) return;
-  const bursts = told.links.reduce((sum, link) => sum + link.bursts, 0);
-  const hidden = told.links.reduce((sum, link) => sum + link.encrypted, 0);
+  const all = [...told.links, told.further];
+  const bursts = all.reduce((sum, link) => sum + link.bursts, 0);
+  const hidden = all.reduce((sum, link) => sum + link.encrypted, 0);
   const what = hidden === bursts
     ? "All of it is encrypted: whoever listens here learns sizes and times, and nothing else."
     : hidden
       ? `Of ${whole(bursts)} bursts, ${whole(hidden)} are encrypted, of which sizes and times are all there is to learn; the others are read.`
       : "Nothing of it is encrypted: models and updates are rebuilt from it, and attacked.";
-  const more = told.left_out ? ` ${whole(told.left_out)} further bursts are left out.` : "";
+  const more = told.left_out ? ` ${whole(told.left_out)} lines that make no sense are left out.` : "";
   say("traffic-note", what + more);
   drawBursts();
   drawLinks();
@@ -43,7 +44,8 @@ function drawBursts() {
 
 function drawLinks() {
   const heads = ["Link", "From the client", "To the client", "Bursts", "Heard"];
-  const rows = told.links.map((link) => element("tr", {},
+  const further = { ...told.further, name: `${whole(told.further.links)} further links` };
+  const rows = [...told.links, ...(told.further.links ? [further] : [])].map((link) => element("tr", {},
     element("th", { scope: "row" }, link.name),
     element("td", { class: "right" }, size(link.up)),
     element("td", { class: "right" }, size(link.down)),

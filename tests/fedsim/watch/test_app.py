@@ -266,14 +266,65 @@ def test_files_that_are_no_tensors_are_not_shown(made: Made, content: bytes) -> 
     assert asker.get(f"/original/{name}/0.png").status_code == 404
 
 
-@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 1, 0, 8), (1, 64), (1, 1, 2000, 1)])
+@pytest.mark.parametrize(
+    "shape", [(0, 1, 8, 8), (1, 1, 0, 8), (1, 64), (1, 1, 2000, 1), (1, 0, 8, 8), (1, 5, 8, 8), ()]
+)
 def test_tensors_that_are_no_images_are_not_shown(made: Made, shape: tuple[int, ...]) -> None:
+    name = made.observation(1, 0)
+    zeros = torch.zeros(shape)
     path = made.run.root / "truth" / "round-00001-client-0.safetensors"
-    replace_tensors(path, {"inputs": torch.zeros(shape), "labels": torch.zeros(1)})
+    replace_tensors(path, {"inputs": zeros, "labels": torch.zeros(1)})
+    replace_tensors(
+        made.run.root / "reconstructions" / f"{name}--dlg.safetensors",
+        {"inputs": zeros, "snapshot/000": zeros},
+    )
+    replace_tensors(made.run.root / "progress" / "w.safetensors", {name: zeros})
+    asker = Asker(made.run.root)
 
-    found = Asker(made.run.root).get(f"/original/{made.observation(1, 0)}/0.png")
+    assert asker.get(f"/original/{name}/0.png").status_code == 404
+    assert asker.get(f"/film/{name}/dlg/0.png").status_code == 404
+    assert asker.get(f"/so-far/w/{name}/0.png").status_code == 204
+
+
+def test_looks_of_different_sizes_are_no_film(made: Made) -> None:
+    name = made.observation(1, 0)
+    replace_tensors(
+        made.run.root / "reconstructions" / f"{name}--dlg.safetensors",
+        {"inputs": torch.zeros(1, 1, 8, 8), "snapshot/000": torch.zeros(1, 3, 9, 8)},
+    )
+
+    assert Asker(made.run.root).get(f"/film/{name}/dlg/0.png").status_code == 404
+
+
+def test_a_name_that_is_too_long_for_a_file_is_not_found(made: Made) -> None:
+    name = f"round-00001-{'x' * 120}-to-server"
+    (made.run.root / "observations" / f"{name}.json").write_text("{}")
+    score = made.score(1, 0, 40.0) | {"observation": name, "attack": "y" * 120}
+    made.run.append_score(score)
+
+    found = Asker(made.run.root).get(f"/film/{name}/{'y' * 120}/0.png")
 
     assert found.status_code == 404
+
+
+def test_a_file_that_promises_more_than_it_holds_is_not_opened(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = made.observation(1, 0)
+    header = {"inputs": {"dtype": "F32", "shape": [2, 1, 8, 8], "data_offsets": [0, 256]}}
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(256)
+    for path in (
+        made.run.root / "reconstructions" / f"{name}--dlg.safetensors",
+        made.run.root / "progress" / "w.safetensors",
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    monkeypatch.setattr("fedsim.watch.pictures.safe_open", None)
+    asker = Asker(made.run.root)
+
+    assert asker.get(f"/film/{name}/dlg/0.png").status_code == 404
+    assert asker.get(f"/so-far/w/{name}/0.png").status_code == 204
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.watch.stage import Stage, headline, stage_of
+from fedsim.watch.stage import Stage, covers, headline, stage_of
 
 ROW = {
     "images": 4,
@@ -58,18 +58,30 @@ def test_labels_alone_and_nothing_at_all_are_said_to_be_that() -> None:
 def test_the_summary_says_how_a_run_ended_unless_something_came_after(
     tmp_path: Path, status: str
 ) -> None:
-    for place, name in enumerate(("rounds.jsonl", "scores.jsonl", "summary.json")):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (1000 + place, 1000 + place))
-
-    def stage() -> Stage:
+    def stage(*, covered: bool) -> Stage:
         return stage_of(
-            tmp_path, {"status": status}, started=True, trained=False, working=False, now=1010.0
+            tmp_path,
+            {"status": status},
+            started=True,
+            trained=False,
+            covered=covered,
+            working=False,
+            now=1010.0,
         )
 
-    assert stage() == Stage(status)
-    os.utime(tmp_path / "rounds.jsonl", (1005, 1005))
-    assert stage() == Stage("training")
+    assert stage(covered=True) == Stage(status)
+    assert stage(covered=False) == Stage("training")
+
+
+def test_a_summary_covers_logs_that_hold_what_it_counts() -> None:
+    summary = {"rounds": 3, "leakage": [{"victims": 4}, {"victims": 2}], "unscored_attacks": 1}
+
+    assert covers(summary, rounds=3, scores=7, others=0)
+    assert covers(summary, rounds=3, scores=5, others=2)
+    assert not covers(summary, rounds=4, scores=7, others=0)
+    assert not covers(summary, rounds=3, scores=8, others=0)
+    assert not covers(summary, rounds=3, scores=0, others=0)
+    assert not covers({"leakage": [[], {"victims": "x"}]}, rounds=3, scores=0, others=0)
 
 
 def test_silence_is_told_but_not_while_a_worker_is_at_work(tmp_path: Path) -> None:
@@ -77,7 +89,15 @@ def test_silence_is_told_but_not_while_a_worker_is_at_work(tmp_path: Path) -> No
     os.utime(tmp_path / "rounds.jsonl", (1000, 1000))
 
     def quiet(now: float, *, working: bool = False) -> int | None:
-        found = stage_of(tmp_path, None, started=True, trained=True, working=working, now=now)
+        found = stage_of(
+            tmp_path,
+            None,
+            started=True,
+            trained=True,
+            covered=False,
+            working=working,
+            now=now,
+        )
         assert found.name == "attacking"
         return found.quiet_s
 

@@ -87,10 +87,20 @@ def test_bursts_that_make_no_sense_are_counted_and_left_out(made: Made, wrong: R
     assert found["links"][0]["bursts"] == 1
 
 
+def test_links_that_are_not_shown_one_by_one_are_in_the_sums(made: Made) -> None:
+    shown = [burst(f"client-{place}", place) for place in range(MOST_LINKS)]
+
+    found = told(made, *shown, burst("client-x", encrypted=False), burst("client-y", 1))
+
+    assert found["further"] == {"links": 2, "up": 2000, "down": 1000, "bursts": 2, "encrypted": 1}
+
+
 def test_what_is_told_of_long_traffic_is_bounded(made: Made) -> None:
     found = told(made, *(burst(f"<i>{place % 90}</i>", place) for place in range(900)))
 
     assert len(found["links"]) == MOST_LINKS
     assert len(found["bursts"]) == MOST_BURSTS
-    assert found["left_out"] == 500
+    assert found["left_out"] == 0
+    assert found["further"]["links"] == 90 - MOST_LINKS
+    assert found["further"]["bursts"] == 500
     assert len(json.dumps(found)) < 12_000

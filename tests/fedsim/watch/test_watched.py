@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fedsim.records import RunDirectory
 from fedsim.watch import watched
 from fedsim.watch.cards import Wanted, cards
 from fedsim.watch.watched import Watched, thinned
+from fedsim.watch.workers import MOST_WORKERS
 from tests.fedsim.conftest import MadeRun, Make
 from tests.fedsim.watch.synthetic import Made
 
@@ -119,17 +121,160 @@ def test_an_oracle_is_called_one(make_run: Make) -> None:
     assert "an oracle" in found["headline"]
 
 
-def test_a_summary_older_than_the_logs_is_that_of_an_earlier_end(
+def test_a_summary_that_does_not_count_a_round_is_that_of_an_earlier_end(
     finished_run: RunDirectory,
 ) -> None:
-    now = time.time()
-    os.utime(finished_run.summary, (now - 50, now - 50))
-    finished_run.append_round({"round": 3, "accuracy": 0.5})
+    os.utime(finished_run.summary, (1_000_000, 1_000_000))  # times mean nothing: it may be a copy
+    before = looked(Watched(finished_run.root)).since(0)["state"]
+    finished_run.append_round({"round": 4, "accuracy": 0.5})
 
     state = looked(Watched(finished_run.root)).since(0)["state"]
 
+    assert (before["stage"], before["live"]) == ("done", False)
     assert state["stage"] == "attacking"
     assert state["live"]
+
+
+def test_a_long_log_that_is_not_read_to_its_end_says_nothing_against_the_summary(
+    finished_run: RunDirectory,
+) -> None:
+    run = Watched(finished_run.root)
+    run.scores_log.most = 6_000
+
+    assert run.look()
+
+    assert run.since(0)["state"]["stage"] == "done"
+
+
+def test_attacks_that_begin_again_have_nothing_to_show_for_it(made: Made) -> None:
+    made.begin()
+    made.play(1)
+    made.attack(1, 0)
+    run = looked(Watched(made.run.root))
+    version = run.since(0)["version"]
+
+    made.run.forget_reconstructions()
+    looked(run)
+    news = run.since(version)
+
+    assert news["attacks"] == {}
+    assert news["best"] == {}
+    assert news["state"]["done"] == 0
+    assert "stamp" in news
+
+
+def test_a_score_that_replaces_a_better_one_is_the_best_there_is(made: Made) -> None:
+    made.begin()
+    made.play(1)
+    made.play(2)
+    made.attack(1, 0, 50.0)
+    made.attack(2, 0, 30.0)
+    run = looked(Watched(made.run.root))
+    assert run.since(0)["best"] == {"0": 50.0}
+
+    made.attack(1, 0, 20.0)
+    assert looked(run).since(0)["best"] == {"0": 30.0}
+
+    made.run.append_score(made.score(2, 0, 10.0) | {"images": []})
+    assert looked(run).since(0)["best"] == {"0": 20.0}
+
+
+def test_what_came_while_nobody_looked_on_is_no_speed(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.begin()
+    made.play(1)
+    now = [1000.0]
+    monkeypatch.setattr("fedsim.watch.watched.time.monotonic", lambda: now[0])
+    run = looked(Watched(made.run.root))
+
+    def per_minute(client: int, seconds: float) -> int | None:
+        now[0] += seconds
+        made.attack(1, client)
+        found: int | None = looked(run).since(0)["state"]["per_minute"]
+        return found
+
+    assert per_minute(0, 0.5) == 1
+    assert per_minute(1, 0.5) == 2
+    assert per_minute(2, 3600.0) is None
+    assert per_minute(3, 0.5) == 1
+
+
+@pytest.mark.parametrize("label", ["['a', 'b']", "{ a = 1 }", "3", "1979-05-27"])
+def test_a_label_that_is_no_text_is_left_out(made: Made, label: str) -> None:
+    made.begin()
+    more = f'[[attacks]]\nname = "dlg"\nlabel = {label}\njoin_rounds = inf\n'
+    made.run.config.write_text(f"{made.text}\n{more}")
+
+    found = looked(Watched(made.run.root)).since(0)
+
+    assert [one for one, _ in found["run"]["attacks"]] == ["dlg", "label"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_numbers_at_the_end_of_all_floats_harm_nothing(made: Made) -> None:
+    made.begin()
+    for number in (1, 2):
+        made.play(number)
+        made.run.append_round({"round": number, "loss": sys.float_info.max, "seconds": 1e308})
+    most = {"seconds": sys.float_info.max, "label_accuracy": sys.float_info.max}
+    for client in range(3):
+        made.run.append_score(made.score(1, client, sys.float_info.max) | most)
+    run = looked(Watched(made.run.root))
+
+    json.dumps(run.since(0), allow_nan=False)
+    json.dumps(cards(run, Wanted()), allow_nan=False)
+    made.run.append_score(made.score(1, 0, 20.0))
+    json.dumps(looked(run).since(0), allow_nan=False)
+
+
+def test_a_job_is_seen_however_many_others_were_left_behind(made: Made) -> None:
+    made.begin()
+    made.play(1)
+    job = {
+        "attack": "dlg",
+        "observations": [made.observation(1, 0)],
+        "started": "2020-01-01T00:00:00+00:00",
+        "time_budget_s": 60.0,
+        "guesses": {},
+    }
+    for place in range(MOST_WORKERS):
+        replace_json(made.run.root / "progress" / f"a{place}.json", job)
+    replace_json(made.run.root / "progress" / "z.json", job | {"time_budget_s": 1e12})
+
+    state = looked(Watched(made.run.root)).since(0)["state"]
+
+    assert [one["worker"] for one in state["working"]] == ["z"]
+
+
+def test_what_is_at_work_comes_first_among_the_newest(made: Made) -> None:
+    made.begin()
+    for number in range(1, 5):
+        made.play(number)
+    made.attack(4, 0)
+    job = {
+        "attack": "dlg",
+        "observations": [made.observation(1, 2)],
+        "started": "2020-01-01T00:00:00+00:00",
+        "time_budget_s": 1e12,
+        "guesses": {made.observation(1, 2): {"step": 3, "images": 1}},
+    }
+    replace_json(made.run.root / "progress" / "w.json", job)
+    run = looked(Watched(made.run.root))
+
+    found = cards(run, Wanted())
+    rest = cards(run, Wanted(skip=found["next"]))
+    best = cards(run, Wanted(order="best"))
+
+    first, second = found["cards"][:2]
+    assert (first["round"], first["victim"]) == (1, "client-2")
+    assert (first["tiles"][0]["state"], first["tiles"][0]["worker"]) == ("running", "w")
+    assert (second["round"], second["victim"]) == (4, "client-0")
+    assert len({one["id"] for one in found["cards"] + rest["cards"]}) == 16
+    assert (best["cards"][0]["round"], best["cards"][0]["victim"]) == (4, "client-0")
+
+    made.attack(1, 2)
+    assert cards(looked(run), Wanted())["cards"][0]["round"] == 4
 
 
 def test_a_run_that_was_killed_is_told_as_quiet(made: Made) -> None:
