@@ -1,4 +1,4 @@
-"""Certificates and keys, made when a deployment starts and deleted when it ends.
+"""Certificates and keys, made when a deployment starts and deleted when it ends by itself.
 
 An authority of our own signs the one certificate that the SuperLink shows; nodes trust that
 authority and no other. Its private key is never written to disk. Nodes prove who they are by keys

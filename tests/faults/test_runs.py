@@ -95,6 +95,17 @@ def files_of(root: Path) -> dict[str, bytes]:
     }
 
 
+def at_rest(root: Path) -> dict[str, bytes]:
+    """Everything in a run directory, once nobody has written to it for a while."""
+    deadline, found = time.monotonic() + 60, files_of(root)
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        before, found = found, files_of(root)
+        if found == before:
+            return found
+    pytest.fail("it is still written to")
+
+
 @pytest.mark.slow
 def test_whatever_else_is_started_on_a_run_under_way_is_refused_and_changes_nothing(
     experiment: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,9 +129,9 @@ def test_whatever_else_is_started_on_a_run_under_way_is_refused_and_changes_noth
         root = Path("runs/tiny-0002")
         deadline = time.monotonic() + 60
         while len(RunDirectory(root).scores()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)  # until the attacks on the first two rounds have come to rest
-        time.sleep(0.5)
-        before = files_of(root)
+            time.sleep(0.1)
+        assert len(RunDirectory(root).scores()) == 2  # the attacks on the first two rounds
+        before = at_rest(root)
         for again in (driver.resume, driver.attack_again, driver.score_again):
             with pytest.raises(ConfigError, match=r"is in use by process \d+ on .*, running since"):
                 again(root)
@@ -150,6 +161,7 @@ def test_a_killed_run_is_taken_over_from_and_loses_nothing(experiment: Path) -> 
     deadline = time.monotonic() + 120
     while len(run.rounds() if run.root.exists() else []) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None  # or else nobody is killed
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     recorded, _, _ = (run.root / "rounds.jsonl").read_bytes().rpartition(b"\n")
