@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
+from fedsim import progress
 from fedsim.catalog import search_path
 from fedsim.files import Record
 from fedsim.records import RunDirectory
@@ -89,10 +90,16 @@ class _Worker:
     """One process, and the job that it is on."""
 
     def __init__(self, run: RunDirectory, answers: "queue.Queue[tuple[_Worker, str]]") -> None:
+        self.run = run
+        self.shown = progress.new_name()
         self.job: Job | None = None
         self.deadline = 0.0
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": search_path(),
+            progress.SHOWN_AS: self.shown,
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fedsim.attacking", str(run.root.resolve())],
             stdin=subprocess.PIPE,
@@ -130,6 +137,7 @@ class _Worker:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        progress.clear(self.run.root, self.shown)
         self.listener.join()
         for stream in (self.process.stdin, self.process.stdout, self.log):
             if stream is not None:

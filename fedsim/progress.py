@@ -2,10 +2,13 @@
 
 While a worker has a job, `progress/WORKER.json` in the run directory says which, and
 `progress/WORKER.safetensors` holds its newest guesses. Nothing reads them back into a run, no
-result depends on them, and they are gone when the job is done.
+result depends on them, and they are gone when the job is done or its worker was ended, by whatever.
+Those of workers that were killed together with the pool that they belong to stay; what is said of
+their job in `progress/WORKER.json` tells them from others.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,6 +22,8 @@ from attacks.matching.snapshots import looked_on_by
 from attacks.observation import Snapshot
 from fedsim.files import Record, replace_json, replace_tensors
 
+SHOWN_AS = "FEDSIM_SHOWN_AS"
+"""Environment variable: what the files of a worker are called, so that others can remove them."""
 PAUSE_S = 0.3
 """Seconds, at least, between two guesses of one job that are written."""
 MOST_IMAGES = 16
@@ -36,7 +41,7 @@ class Shown:
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "progress"
-        self.stem = uuid4().hex[:12]
+        self.stem = os.environ.get(SHOWN_AS) or new_name()
 
     @contextlib.contextmanager
     def job(
@@ -64,6 +69,19 @@ class Shown:
             with contextlib.suppress(OSError):
                 for suffix in (".json", ".safetensors"):
                     (self.folder / f"{self.stem}{suffix}").unlink(missing_ok=True)
+
+
+def new_name() -> str:
+    """Return a name for the files of a worker that no other has."""
+    return uuid4().hex[:12]
+
+
+def clear(root: Path, worker: str) -> None:
+    """Remove what a worker that was ended left, also what it had written in part."""
+    folder = root / "progress"
+    with contextlib.suppress(OSError):
+        for path in (*folder.glob(f"{worker}.*"), *folder.glob(f".{worker}.*.part")):
+            path.unlink(missing_ok=True)
 
 
 class _View:

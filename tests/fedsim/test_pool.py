@@ -151,8 +151,12 @@ def test_the_work_of_a_worker_that_was_killed_is_taken_up_again(run: RunDirector
         while not started.exists():
             assert pool.poll() == []
             time.sleep(0.02)
-        pool.workers[0].process.kill()  # as the system does for want of memory
+        first, shown = pool.workers[0], run.root / "progress"
+        assert [path.stem for path in shown.iterdir()] == [first.shown]
+        first.process.kill()  # as the system does for want of memory
+        (shown / f".{first.shown}.safetensors.1.part").touch()
         [answer] = answers(pool, [])
+        assert list(shown.iterdir()) == []
     finally:
         pool.close()
 
@@ -189,6 +193,7 @@ def test_closing_ends_the_workers_and_drops_what_is_queued(run: RunDirectory) ->
     pool.close()
 
     assert [process.returncode for process in processes] == [-9, -9]
+    assert not list((run.root / "progress").glob("*"))
     assert run.reconstruction_records() == []
 
 
