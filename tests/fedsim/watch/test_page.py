@@ -286,3 +286,21 @@ def test_traffic_of_tapped_links_is_shown_where_it_was_recorded(
     assert "All of it is encrypted" in tab.evaluate(says("traffic"))
     assert tab.evaluate("document.querySelectorAll('#bursts rect').length") == 40
     assert tab.evaluate(TOO_WIDE) == 0
+
+    for place in range(3, 45):  # of more than are shown, the last one is not encrypted
+        append_line(
+            made.run.root / "traffic.jsonl",
+            {
+                "time": "2026-01-02T03:05:00.000+00:00",
+                "seconds": 0.2,
+                "connection": place,
+                "link": f"client-{place}",
+                "direction": "up",
+                "bytes": 10,
+                "encrypted": place < 44,
+            },
+        )
+
+    tab.wait_for("document.querySelectorAll('#links tbody tr').length === 41")
+    assert "Of 82 bursts, 81 are encrypted" in tab.evaluate(says("traffic"))
+    assert "5 further links" in tab.evaluate(says("links"))
