@@ -15,7 +15,7 @@ test: install  ## formatting, lint, types, import contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=15
 
 install: $(VENV)/.installed  ## the environment, from pinned versions
 
