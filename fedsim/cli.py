@@ -456,10 +456,17 @@ def _console(as_json: bool) -> Console:
 
 
 def _conclude(result: "driver.RunResult", as_json: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+    from fedsim.records import RunDirectory
+    from fedsim.report.run_view import RunView
+
     if as_json:
         typer.echo(json.dumps(result.summary, indent=1))
     else:
         typer.echo(result.report)
+    if not result.summary["leakage"]:
+        view = RunView(RunDirectory(result.directory))
+        if view.kinds and not view.scores:  # attacks were asked for, and none was made
+            errors.print(view.headline, style="yellow", markup=False, soft_wrap=True)
     if stuck := result.summary["rounds_without_update"]:
         said = f"{stuck} of {result.summary['rounds']} rounds changed nothing, see events.jsonl"
         errors.print(said, style="yellow", markup=False)

@@ -31,6 +31,12 @@ def attack_label(attack: Mapping[str, Any]) -> str:
     return attack.get("label") or str(attack["name"]).replace(":", ".")
 
 
+def heard_anything(run: RunDirectory) -> bool:
+    """Whether the adversary of a run heard anything that can be attacked."""
+    folders = (run.root / "observations", run.views)
+    return any(any(folder.glob("*.json")) for folder in folders)
+
+
 def in_words(named: Mapping[str, Any]) -> str:
     """Return a name with its options, as `clip (norm = 1.0)`."""
     options = ", ".join(f"{key} = {value}" for key, value in named.get("options", {}).items())

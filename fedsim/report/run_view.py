@@ -13,7 +13,7 @@ from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
 from fedsim.report.peers_view import PeersView, peers_view
 from fedsim.report.pictures import Row, Tile
-from fedsim.report.reading import attack_labels, in_words, settings
+from fedsim.report.reading import attack_labels, heard_anything, in_words, settings
 from fedsim.report.wording import (
     adversary,
     decibels,
@@ -174,10 +174,13 @@ class RunView:
     @property
     def why_nothing(self) -> str:
         """Why no attack has a score, for a run in which none has."""
-        ended = self.summary is not None
-        if self.traffic and all(link.encrypted for link in self.traffic):
-            return "the links were encrypted, and nothing was heard"
-        return nothing_attacked(self.rounds, ended=ended, asked=bool(self.kinds))
+        return nothing_attacked(
+            self.rounds,
+            ended=self.summary is not None,
+            asked=bool(self.kinds),
+            heard=heard_anything(self.run),
+            encrypted=bool(self.traffic) and all(link.encrypted for link in self.traffic),
+        )
 
     @property
     def strongest(self) -> Leakage | None:

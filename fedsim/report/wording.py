@@ -108,7 +108,7 @@ def headline(
         why_nothing: Why there are no rows, if there are none.
     """
     if not rows:
-        return _sentence(f"{why_nothing}, so nothing is known of what this training leaks.")
+        return nothing_known(why_nothing)
     best = strongest(rows)
     if best is None:
         return _labels_only(rows, threat, honest)
@@ -135,20 +135,38 @@ def _who(row: Leakage, threat: Record | None, honest: Collection[str]) -> str:
     return adversary(None, "+".join(told))
 
 
-def nothing_attacked(rounds: Sequence[Record], *, ended: bool, asked: bool) -> str:
+def nothing_known(why: str) -> str:
+    """Return the finding of a run without attacks in one sentence."""
+    return _sentence(f"{why}, so nothing is known of what this training leaks.")
+
+
+def nothing_attacked(
+    rounds: Sequence[Record],
+    *,
+    ended: bool,
+    asked: bool,
+    heard: bool = True,
+    encrypted: bool = False,
+) -> str:
     """Say why a run has no attack to show, as the first half of a sentence.
 
     Args:
         rounds: Its records of rounds.
         ended: Whether the run is over.
         asked: Whether its experiment names attacks.
+        heard: Whether anything was heard that can be attacked.
+        encrypted: Whether all that was heard of tapped links was encrypted.
     """
+    if encrypted:
+        return "the links were encrypted, and nothing was heard"
     refused = sum(record.get("rejected", 0) for record in rounds)
     if refused and not any(record.get("clients") for record in rounds):
         replies = "the only update" if refused == 1 else f"every one of {refused} updates"
         return f"{replies} was refused before it was used"
     if not asked:
         return "the experiment names no attack"
+    if ended and not heard:
+        return "nothing was heard"
     return "nothing was attacked" if ended else "nothing was attacked yet"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.files import Record
-from fedsim.report.wording import SPACE, adversary, decibels, percent
+from fedsim.report.wording import SPACE, adversary, decibels, nothing_known, percent
 from fedsim.watch.values import listed, table, text, whole
 
 QUIET_S = 90.0
@@ -100,6 +100,7 @@ def headline(
     stage: str,
     *,
     asked: bool = True,
+    why_nothing: str = "nothing was attacked",
 ) -> str:
     """Return what is known so far, in a sentence that does not say more than that.
 
@@ -109,6 +110,7 @@ def headline(
         threat: What `threat.json` holds.
         stage: Where the run stands.
         asked: Whether the experiment names attacks.
+        why_nothing: Why there are no rows, if the run is over and there are none.
     """
     if stage == "waiting":
         return "Waiting for the run to begin."
@@ -123,6 +125,8 @@ def headline(
             return f"{who} read off {percent(labels[best])} of the private labels{far} ({best})."
         if not asked and not rows:
             return "The experiment names no attack, so nothing is known of what it leaks."
+        if not rows and not Stage(stage).live:
+            return nothing_known(why_nothing)
         return f"Nothing is known yet of what {who[:1].lower() + who[1:]} can see."
     best = max(
         honest or on_images,

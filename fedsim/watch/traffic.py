@@ -65,6 +65,12 @@ class Traffic:
             self.further_names.add(name)
         return self.further
 
+    @property
+    def all_encrypted(self) -> bool:
+        """Whether anything crossed, and none of it could be read."""
+        links = [*self.links.values(), self.further]
+        return bool(self.links) and all(one.encrypted == one.bursts for one in links)
+
     def section(self) -> Record | None:
         """Return what a page is told; None where nobody recorded anything."""
         if not self.links:

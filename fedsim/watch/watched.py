@@ -14,6 +14,7 @@ from fedsim.files import Record, reading
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import attack_kinds
 from fedsim.report.reading import attack_label, without_paths
+from fedsim.report.wording import nothing_attacked
 from fedsim.watch import graph
 from fedsim.watch.listing import Heard, trailing_number
 from fedsim.watch.scores import ScoreBook
@@ -74,6 +75,8 @@ class Watched:
     def _forget_rounds(self) -> None:
         self.rounds: dict[int, tuple[int, list[float | int | None]]] = {}
         self.seconds: deque[float] = deque(maxlen=LATEST)
+        self.rejected: dict[int, int] = {}
+        self.any_used = False
         self.newest: Record = {}
 
     def _forget_scores(self) -> None:
@@ -146,6 +149,9 @@ class Watched:
         self.rounds[played] = (self.version, [*values, *spread])
         if (seconds := number(record.get("seconds"))) is not None and played:
             self.seconds.append(seconds)
+        if rejected := whole(record.get("rejected")):
+            self.rejected[played] = rejected
+        self.any_used |= bool(record.get("clients"))
         if played >= (whole(self.newest.get("round")) or 0):
             self.newest = record
 
@@ -224,9 +230,20 @@ class Watched:
         threat = self.documents.get("threat.json")
         rows = self.sections["attacks"][1]
         stage, asked = str(state["stage"]), bool(self.joins)
-        self._put("headline", headline(rows, self.kinds, threat, stage, asked=asked))
+        why = "" if rows else self._why_nothing(ended=not more, asked=asked)
+        said = headline(rows, self.kinds, threat, stage, asked=asked, why_nothing=why)
+        self._put("headline", said)
         self._put("stamp", [len(self.heard.found), self.book.num_added, self.era])
         self._draw()
+
+    def _why_nothing(self, *, ended: bool, asked: bool) -> str:
+        return nothing_attacked(
+            [{"rejected": sum(self.rejected.values()), "clients": self.any_used}],
+            ended=ended,
+            asked=asked,
+            heard=bool(self.heard.found) or any((self.root / "views").glob("*.json")),
+            encrypted=self.traffic.all_encrypted,
+        )
 
     def _scores_changed(self) -> bool:
         return any(version == self.version for version, _ in self.points.values())

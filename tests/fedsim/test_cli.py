@@ -218,6 +218,17 @@ def test_broken_code_of_the_users_own_ends_with_one_message_and_code_2(
     assert "Traceback" not in err
 
 
+def test_a_run_in_which_nothing_was_heard_says_so_at_its_end(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = command(monkeypatch, "run", str(tiny), "--set", "adversary.rounds=[]", "--json")
+
+    assert code == cli.DONE
+    told = capsys.readouterr()
+    assert "Nothing was heard, so nothing is known of what this training leaks." in told.err
+    assert json.loads(told.out)["status"] == "done"
+
+
 def test_an_interrupted_run_is_named_with_the_way_to_go_on(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 // Curves over rounds: a line, its band from worst to best, and what it must be compared with.
 
-import { byId, colourOf, decibels, drawn, element, number, percent } from "./dom.js";
+import { byId, colourOf, decibels, drawn, element, number, percent, say } from "./dom.js";
 
 const LEFT = 40, RIGHT = 10, TOP = 8, FOOT = 22, MOST_DOTS = 40;
 const panels = new Map();
@@ -10,6 +10,8 @@ export function drawCurves(page) {
   byId("curves").hidden = wanted.length === 0;
   drawLegend(page);
   const first = Math.min(1, ...minmax([...page.rounds.keys()]));
+  const leaks = wanted.some((panel) => ["psnr", "labels"].includes(panel.key));
+  say("curves-name", leaks ? "Leakage and utility" : "Utility");
   const names = new Set(wanted.map((panel) => panel.key));
   for (const [key, panel] of panels) {
     if (!names.has(key)) {
@@ -20,15 +22,20 @@ export function drawCurves(page) {
   for (const [place, one] of wanted.entries()) {
     if (!panels.has(one.key)) panels.set(one.key, newPanel(one.key));
     const panel = panels.get(one.key);
-    panel.box.classList.toggle("main", place === 0);
-    const height = place === 0 ? Math.max(260, 178 * (wanted.length - 1) - 68) : 110;
+    const main = leaks && place === 0;
+    panel.box.classList.toggle("main", main);
+    const height = main ? Math.max(260, 178 * (wanted.length - 1) - 68) : leaks ? 110 : 150;
     panel.wanted = { ...one, height, first, last: page.run?.rounds || 1 };
     byId("panels").append(panel.box);
     draw(panel);
   }
 }
 
-addEventListener("resize", () => panels.forEach(draw));
+// the width of a panel changes with that of the window, and with what stands beside it
+const widths = new ResizeObserver((found) => {
+  const boxes = new Set(found.map((one) => one.target));
+  [...panels.values()].filter((panel) => panel.wanted && boxes.has(panel.box)).forEach(draw);
+});
 
 function wantedPanels(page) {
   const attacks = attacksOf(page);
@@ -90,6 +97,7 @@ function newPanel(key) {
   const picture = drawn("svg", { role: "img" });
   const box = element("div", { class: "panel", id: `panel-${key}` }, title, picture, tip);
   const panel = { box, title, picture, tip, wanted: null };
+  widths.observe(box);
   picture.addEventListener("pointermove", (event) => point(panel, event));
   picture.addEventListener("pointerleave", () => point(panel, null));
   return panel;

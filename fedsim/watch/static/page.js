@@ -104,7 +104,7 @@ function drawFigures() {
     ["Images recovered", best ? `${whole(best[1].recovered)} of ${whole(best[1].images)}` : "\u2013", best ? `by ${page.nameOf(best[0])}, median ${decibels(best[1].median)}` : `${count(state.heard, "update")} heard`],
     ["Attacks", `${whole(state.done)} done`, state.live ? `${state.running} at work, ${whole(state.waiting)} waiting` : state.waiting ? `${whole(state.waiting)} not made` : "none left"],
     ["Speed", state.per_minute ? `${state.per_minute} a minute` : done ? `${duration(spent / done)}` : "\u2013", state.per_minute ? `${duration(done ? spent / done : null)} of work each` : done ? "of work for each attack" : "no attack is done yet"],
-  ];
+  ].filter(([name]) => name !== "Speed" || state.live || done);  // a run that ended without attacks has none
   byId("figures").replaceChildren(...figures.map(([name, value, note]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, note)))));
 }

@@ -74,6 +74,8 @@ def test_a_run_without_attacks_says_why(rounds: list[Record], expected: str) -> 
     assert nothing_attacked(rounds, ended=True, asked=True) == expected
     assert nothing_attacked([], ended=False, asked=True) == "nothing was attacked yet"
     assert nothing_attacked([], ended=True, asked=False) == "the experiment names no attack"
+    assert nothing_attacked([], ended=True, asked=True, heard=False) == "nothing was heard"
+    assert "encrypted" in nothing_attacked([], ended=True, asked=True, heard=False, encrypted=True)
 
 
 def test_an_attack_that_used_no_granted_labels_is_no_oracle(make_run: Make) -> None:

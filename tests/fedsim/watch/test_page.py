@@ -258,6 +258,44 @@ def test_the_spotlight_steps_through_the_looks_of_an_attack(
     assert tab.evaluate("document.querySelector('#spot-guess img').style.left") == "-100%"
 
 
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_end_of_a_run_in_which_nothing_was_heard_says_why(
+    tab: Tab, serve: Serve, tmp_path: Path, encrypted: bool
+) -> None:
+    made = Made(tmp_path / "run", rounds=2, clients=2)
+    made.begin()
+    for number in range(3):
+        made.play(number, heard=False)
+    if encrypted:
+        burst = {"time": "2026-01-02T03:04:05+00:00", "seconds": 0.2, "connection": 0}
+        burst |= {"link": "client-0", "direction": "up", "bytes": 10, "encrypted": True}
+        append_line(made.run.root / "traffic.jsonl", burst)
+    address = serve(made.run.root).address
+    tab.open(address)
+    tab.wait_for(f"{says('headline')}.includes('Nothing is known yet')")
+    replace_json(made.run.summary, {"status": "done", "rounds": 2, "leakage": []})
+
+    tab.wait_for(f"{says('badge')} === 'done'")
+    why = "The links were encrypted, and nothing was heard" if encrypted else "Nothing was heard"
+    so = ", so nothing is known of what this training leaks."
+    assert tab.evaluate(says("headline")) == why + so
+    assert "Speed" not in tab.evaluate(says("figures"))
+    assert tab.evaluate(says("curves-name")) == "Utility"
+    boxes = "['federation', 'curves'].map((id) => document.getElementById(id)"
+    left, right = tab.evaluate(f"{boxes}.getBoundingClientRect().toJSON())")
+    assert left["top"] == right["top"]  # side by side
+    assert left["width"] == right["width"]
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('#panels svg')]"
+        ".map((one) => [one.clientWidth, one.clientHeight, one.viewBox.baseVal.width])"
+    )
+    assert len({tuple(one) for one in sizes}) == 1  # accuracy as large as loss
+    assert sizes[0][0] == sizes[0][2]  # as wide as its place
+    tab.look(400)
+    tab.wait_for("document.querySelector('#panels svg').viewBox.baseVal.width < 400")
+    assert tab.evaluate(TOO_WIDE) == 0
+
+
 def test_traffic_of_tapped_links_is_shown_where_it_was_recorded(
     tab: Tab, serve: Serve, tmp_path: Path
 ) -> None:

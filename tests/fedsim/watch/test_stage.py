@@ -51,6 +51,9 @@ def test_labels_alone_and_nothing_at_all_are_said_to_be_that() -> None:
     assert words({"label": labels}).endswith("read off 75 % of the private labels so far (label).")
     assert words({}) == "Nothing is known yet of what the curious server can see."
     assert "names no attack" in headline({}, {}, THREAT, "done", asked=False)
+    assert headline({}, {}, THREAT, "done", why_nothing="nothing was heard") == (
+        "Nothing was heard, so nothing is known of what this training leaks."
+    )
     assert words({}, stage="waiting") == "Waiting for the run to begin."
 
 
