@@ -32,5 +32,8 @@ class SweepBar:
         for outcome in progress.failed[self.said :]:
             self.bar.console.print(f"run {outcome.digest} failed: {outcome.reason}", markup=False)
         self.said = len(progress.failed)
-        if not self.bar.console.is_terminal:
+        if progress.stopping:
+            said = "interrupted: ending the runs under way; what is done is kept"
+            self.bar.console.print(said, markup=False, soft_wrap=True)
+        elif not self.bar.console.is_terminal:
             self.bar.console.print(f"{progress.ended} of {progress.total} runs ended")

@@ -31,6 +31,7 @@ class SweepProgress:
         ended: Jobs that ended, those of earlier calls included.
         failed: Those of them that failed in this call.
         last: The job that ended last.
+        stopping: Whether it was interrupted, and is ending the runs under way.
     """
 
     folder: Path
@@ -38,10 +39,11 @@ class SweepProgress:
     ended: int = 0
     failed: list[Outcome] = field(default_factory=list)
     last: Outcome | None = None
+    stopping: bool = False
 
 
 Watch = Callable[[SweepProgress], None]
-"""Called when a job has ended."""
+"""Called when a job has ended, and when the jobs under way are being ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +106,15 @@ def run_sweep(
     progress = SweepProgress(folder, total=len(jobs), ended=len(outcomes))
     if watch is not None:
         watch(progress)
+
+    def stopping() -> None:
+        progress.stopping = True
+        if watch is not None:
+            watch(progress)
+
     status = "interrupted"
     try:
-        with contextlib.closing(_running(folder, left, workers, address)) as ended:
+        with contextlib.closing(_running(folder, left, workers, address, stopping)) as ended:
             for outcome in ended:
                 outcomes[outcome.digest] = outcome
                 progress.ended += 1
@@ -134,12 +142,16 @@ def read_folder(sweep: Sweep, folder: Path) -> Swept:
 
 
 def _running(
-    folder: Path, jobs: Sequence[Job], workers: int, address: str
+    folder: Path,
+    jobs: Sequence[Job],
+    workers: int,
+    address: str,
+    stopping: Callable[[], None],
 ) -> Generator[Outcome, None, None]:
     """Return what runs the jobs and yields how each ended."""
     if address and jobs:
-        return on_ray(folder, jobs, workers, address)
-    return in_processes(folder, jobs, workers)
+        return on_ray(folder, jobs, workers, address, stopping)
+    return in_processes(folder, jobs, workers, stopping)
 
 
 def _claim(folder: Path, sweep: Sweep) -> None:

@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,14 +17,20 @@ from fedsim.config import Experiment
 from fedsim.sweep.cells import Job
 from fedsim.sweep.job import Outcome, failed, run_job
 
+PATIENCE_S = 5.0
+"""Seconds that a run has to end when it is asked to; after them its process is killed."""
+
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share threads and their locks
 
 
-def in_processes(folder: Path, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
+def in_processes(
+    folder: Path, jobs: Sequence[Job], workers: int, stopping: Callable[[], None]
+) -> Generator[Outcome, None, None]:
     """Run jobs in so many processes of this machine; yield how each ended, as it ends.
 
     A process that dies is a failed job, and is replaced. When the caller stops early, the processes
-    are ended politely: their runs keep what they recorded.
+    are ended, politely at first: their runs keep what they recorded. `stopping` is called before
+    that, as it takes seconds.
     """
     todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -37,11 +43,15 @@ def in_processes(folder: Path, jobs: Sequence[Job], workers: int) -> Generator[O
             if isinstance(outcome, BaseException):
                 raise outcome
             yield outcome
+    except (KeyboardInterrupt, GeneratorExit):
+        stopping()
+        raise
     finally:
         for seat in seats:
             seat.stop()
+        until = time.monotonic() + PATIENCE_S
         for seat in seats:
-            seat.join()
+            seat.join(until)
 
 
 def _get(ended: "queue.SimpleQueue[Outcome | BaseException]") -> Outcome | BaseException:
@@ -75,8 +85,11 @@ class _Seat:
         if self.busy and self.process is not None and self.process.is_alive():
             self.process.terminate()
 
-    def join(self) -> None:
-        """Wait for thread and process."""
+    def join(self, until: float) -> None:
+        """Wait for thread and process; kill the process if it is still there then."""
+        self.thread.join(max(0.0, until - time.monotonic()))
+        if self.thread.is_alive() and self.process is not None:
+            self.process.kill()
         self.thread.join()
 
     def _work(self) -> None:
@@ -143,11 +156,12 @@ def _end_with_parent() -> None:
 
 
 def on_ray(
-    folder: Path, jobs: Sequence[Job], workers: int, address: str
+    folder: Path, jobs: Sequence[Job], workers: int, address: str, stopping: Callable[[], None]
 ) -> Generator[Outcome, None, None]:
     """Run jobs on a Ray cluster, a core each; yield how each ended, as it ends.
 
-    Every machine of the cluster must see the folder of the sweep under the same path.
+    `stopping` is called when the caller stops early. Every machine of the cluster must see the
+    folder of the sweep under the same path.
 
     Raises:
         ConfigError: There is no such cluster.
@@ -174,5 +188,8 @@ def on_ray(
                 except RayError as error:
                     said = str(error).strip().splitlines()[-1]
                     yield failed(folder, job.digest, f"its worker was lost: {said}", 0.0)
+    except (KeyboardInterrupt, GeneratorExit):
+        stopping()
+        raise
     finally:
         ray.shutdown()

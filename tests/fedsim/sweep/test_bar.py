@@ -9,6 +9,15 @@ from fedsim.sweep.bar import SweepBar
 from fedsim.sweep.driver import SweepProgress
 
 
+def test_an_interrupted_sweep_says_at_once_what_it_waits_for() -> None:
+    for terminal in (True, False):
+        log = StringIO()
+        with SweepBar(Console(file=log, width=80, force_terminal=terminal)) as bar:
+            bar.watch(SweepProgress(Path("sweep"), total=2, stopping=True))
+
+        assert "interrupted: ending the runs under way; what is done is kept" in log.getvalue()
+
+
 def test_a_log_gets_a_line_whenever_a_run_ends() -> None:
     log = StringIO()
 

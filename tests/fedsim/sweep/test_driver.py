@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def tiny(**more: Any) -> Sweep:
     return parse_sweep(values | more)
 
 
-def here(folder: Path, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
+def here(
+    folder: Path, jobs: Sequence[Job], workers: int, stopping: Callable[[], None]
+) -> Generator[Outcome, None, None]:
     """Run jobs in this process, in place of others."""
     for job in jobs:
         yield run_job(folder, job.digest, job.experiment)
@@ -212,6 +214,27 @@ def test_a_sweep_in_which_every_job_fails_has_failed(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"every job .* training\.batch_size must be at most"):
         run_sweep(tiny(cells=[FAILS], utility=None), tmp_path / "x", workers=1)
     assert (tmp_path / "x" / "sweep.html").is_file()
+
+
+def test_whoever_watches_hears_at_once_that_a_sweep_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+
+    def interrupted(
+        folder: Path, jobs: Sequence[Job], workers: int, stopping: Callable[[], None]
+    ) -> Generator[Outcome, None, None]:
+        stopping()
+        assert heard[-1]
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("fedsim.sweep.driver.in_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tiny(), tmp_path / "x", workers=1, watch=lambda told: heard.append(told.stopping))
+
+    assert heard == [False, True]
+    assert read_json(tmp_path / "x" / "sweep.json")["status"] == "interrupted"
 
 
 @pytest.mark.slow

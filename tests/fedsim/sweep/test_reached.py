@@ -1,7 +1,7 @@
 """Sweeps over adversaries: the same clients and batches, other places to listen."""
 
 import csv
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def tiny(**more: Any) -> Sweep:
     return parse_sweep(values | more)
 
 
-def here(folder: Path, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
+def here(
+    folder: Path, jobs: Sequence[Job], workers: int, stopping: Callable[[], None]
+) -> Generator[Outcome, None, None]:
     """Run jobs in this process, in place of others."""
     for job in jobs:
         yield run_job(folder, job.digest, job.experiment)

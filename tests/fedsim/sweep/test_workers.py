@@ -1,14 +1,56 @@
-"""Jobs on a Ray cluster."""
+"""Jobs in processes that must end when told to, and on a Ray cluster."""
 
 import gc
+import multiprocessing
+import signal
+import time
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from fedsim.sweep.cells import cells_of, jobs_of
 from fedsim.sweep.config import parse_sweep
-from fedsim.sweep.workers import on_ray
+from fedsim.sweep.workers import in_processes, on_ray
+
+TINY: dict[str, object] = {
+    "experiment": {"rounds": 1, "model": {"name": "mlp"}, "partition": {"clients": 2}},
+    "attackers": {"plain": {"name": "linear", "time_budget_s": 5}},
+}
+
+
+def _deaf(line: Connection, folder: str) -> None:
+    """Take a job, and go on with it whatever one is asked politely."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line.recv()
+    (Path(folder) / "deaf").touch()
+    time.sleep(60)
+
+
+def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        while not (tmp_path / "deaf").is_file():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsim.sweep.workers._serve", _deaf)
+    monkeypatch.setattr("fedsim.sweep.workers._get", interrupted)
+    monkeypatch.setattr("fedsim.sweep.workers.PATIENCE_S", 0.2)
+    jobs = jobs_of(cells_of(parse_sweep({"name": "tiny", "cells": [{"label": "one"}]} | TINY)))
+    said: list[int] = []
+
+    def stopping() -> None:
+        said.append(len(multiprocessing.active_children()))
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_processes(tmp_path, jobs[:1], 1, stopping))
+
+    assert said == [1]  # once, and while it was still at work
+    assert multiprocessing.active_children() == []
+    assert not (tmp_path / "jobs").exists()  # nothing says that it is over
 
 
 @pytest.mark.ray
@@ -18,18 +60,17 @@ def test_a_cluster_runs_the_jobs_and_a_bad_one_fails_alone(tmp_path: Path) -> No
     sweep = parse_sweep(
         {
             "name": "tiny",
-            "experiment": {"rounds": 1, "model": {"name": "mlp"}, "partition": {"clients": 2}},
             "cells": [
                 {"label": "good"},
                 {"label": "too large", "set": {"training.batch_size": 100_000}},
             ],
-            "attackers": {"plain": {"name": "linear", "time_budget_s": 5}},
         }
+        | TINY
     )
     jobs = jobs_of(cells_of(sweep))
 
     with warnings.catch_warnings(action="ignore"):
-        ended = {one.digest: one for one in on_ray(tmp_path, jobs, 2, "local")}
+        ended = {one.digest: one for one in on_ray(tmp_path, jobs, 2, "local", lambda: None)}
         gc.collect()
 
     good, bad = (ended[job.digest] for job in jobs)
