@@ -26,6 +26,7 @@ def _deaf(line: Connection, folder: str) -> None:
     line.recv()
     (Path(folder) / "deaf").touch()
     time.sleep(60)
+    (Path(folder) / "lasted").touch()
 
 
 def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(
@@ -50,6 +51,7 @@ def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(
 
     assert said == [1]  # once, and while it was still at work
     assert multiprocessing.active_children() == []
+    assert not (tmp_path / "lasted").exists()
     assert not (tmp_path / "jobs").exists()  # nothing says that it is over
 
 
