@@ -21,6 +21,8 @@ from fedsim.schemas.summary import Leakage
 
 COLUMNS = 4
 """Images side by side, per run."""
+MOST_LEVELS = 3
+"""Data means in one panel, with a line of its own each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def _curves(runs: Sequence[Compared]) -> Chart | None:
         Panel(
             title=f"{attack}: PSNR, dB",
             curves=[one.view.curve(attack, one.series, one.label(attack)) for one in runs],
-            rules=_rules(runs),
+            rules=_rules(runs, attack),
             height=150,
         )
         for attack in _attacks(runs)
@@ -132,13 +134,35 @@ def _attacks(runs: Sequence[Compared]) -> list[str]:
     return list(dict.fromkeys(name for one in runs for _, name in one.view.curve_names))
 
 
-def _rules(runs: Sequence[Compared]) -> dict[str, float]:
-    """Return the data mean as a level, where it is the same level for all runs."""
-    found = [one.view.strongest for one in runs]
-    levels = [row.baseline_psnr_db for row in found if row and row.baseline_psnr_db is not None]
-    if not levels or max(levels) - min(levels) > 0.5:
-        return {}
-    return {f"data mean {decibels(fmean(levels))}": fmean(levels)}
+def _rules(runs: Sequence[Compared], attack: str | None = None) -> dict[str, float]:
+    """Return the data mean of runs as levels: one for each run in which it is another.
+
+    Where there are many, it is the least and the highest.
+
+    Args:
+        runs: Of which.
+        attack: Of which images: those that this one attacked; None for the strongest of each run.
+    """
+    levels: dict[str, list[tuple[str, float]]] = {}
+    for one in runs:
+        rows = [one.view.strongest] if attack is None else one.view.leakage
+        for row in rows:
+            if row is None or row.baseline_psnr_db is None or attack not in (None, row.attack):
+                continue
+            if row.success_rate is not None:
+                level = decibels(row.baseline_psnr_db)
+                levels.setdefault(level, []).append((one.name, row.baseline_psnr_db))
+    means = {said: fmean(value for _, value in found) for said, found in levels.items()}
+    if len(means) > MOST_LEVELS:
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        return {f"least data mean {low}": means[low], f"highest data mean {high}": means[high]}
+    if len(means) == 1:
+        return {f"data mean {said}": level for said, level in means.items()}
+    return {f"data mean {said}, {_names_in(levels[said])}": level for said, level in means.items()}
+
+
+def _names_in(found: Sequence[tuple[str, float]]) -> str:
+    return found[0][0] if len(found) == 1 else count(len(found), "run")
 
 
 def _frontier(runs: Sequence[Compared]) -> Chart | None:
@@ -162,15 +186,18 @@ def _frontier(runs: Sequence[Compared]) -> Chart | None:
 
 def _distances(runs: Sequence[Compared]) -> Chart | None:
     """Return leakage by distance from the adversary, for runs without a server."""
-    curves = [
-        one.view.peers.by_distance(one.series, one.name)
+    drawn = [
+        (one, one.view.peers.by_distance(one.series, one.name))
         for one in runs
         if one.view.peers is not None
     ]
-    curves = [curve for curve in curves if any(at.value is not None for at in curve.points)]
-    if not curves:
+    drawn = [
+        (one, curve) for one, curve in drawn if any(at.value is not None for at in curve.points)
+    ]
+    if not drawn:
         return None
-    panel = Panel(title="PSNR, dB", curves=curves, height=210, rules=_rules(runs))
+    curves, rules = [curve for _, curve in drawn], _rules([one for one, _ in drawn])
+    panel = Panel(title="PSNR, dB", curves=curves, height=210, rules=rules)
     label = "Median PSNR by links from the adversary, a colour per run; their pages have the values"
     return chart(partial(over_rounds, [panel], along="links from the adversary"), label)
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
-from fedsim.report.charts import LOOK, SHAPES, dot, inks, sheet
-from fedsim.report.labels import Box, places_of, rows_of, width_of
+from fedsim.report.charts import LOOK, SHAPES, dot, draw_rules, inks, sheet
+from fedsim.report.labels import Box, line_boxes, mark_at, places_of, rows_of
 from fedsim.report.palette import NUM_SERIES, colour_of
 
 MOST_DB = 60.0
@@ -141,7 +141,6 @@ def draw(
         area.set_ylim(upwards[0], upwards[1] + strip * unit[1])
         area.yaxis.set_major_locator(FixedLocator(list(np.arange(0, upwards[1] + 1, 10))))
         _draw_frontier(area, frontier, colours)
-        taken = [_draw_rule(area, *rule, upwards[0], unit[1], colours) for rule in rules.items()]
         if beyond:
             area.axhspan(MOST_DB, area.get_ylim()[1], color=colours["grid"], alpha=0.35, zorder=0)
             title = f"{MOST_DB:g} dB or more"
@@ -151,6 +150,9 @@ def draw(
             heights[id(mark)] = MOST_DB + _ROW * (row + 0.6) * unit[1]
         for mark in marks:
             _draw_mark(area, mark, heights[id(mark)], *looks[mark.family])
+        drawn = _room_of(area, marks, heights, frontier, unit, room)
+        whole = room, _HEIGHT + strip
+        taken = draw_rules(area, rules, drawn, room=whole, leftmost=True, colours=colours)
         _draw_names(area, marks, [heights[id(mark)] for mark in marks], unit, room, taken, colours)
         area.grid(axis="y", clip_on=False)
         area.set_xlabel(titles[0], loc="right")
@@ -186,15 +188,26 @@ def _draw_frontier(area: Axes, frontier: Frontier, colours: Mapping[str, str]) -
     )
 
 
-def _draw_rule(
-    area: Axes, name: str, level: float, bottom: float, unit: float, colours: Mapping[str, str]
-) -> Box:
-    """Draw a level and its name, at the left, where few marks are; return the room of the name."""
-    area.axhline(level, color=colours["muted"], linewidth=1, dashes=(5, 4), zorder=1)
-    across = area.get_yaxis_transform()
-    area.text(0.005, level, name, va="bottom", fontsize=11, transform=across)
-    low = (level - bottom) / unit
-    return Box(0, low, 8 + width_of(name), low + 14)
+def _room_of(
+    area: Axes,
+    marks: Sequence[Mark],
+    heights: Mapping[int, float],
+    frontier: Frontier,
+    unit: tuple[float, float],
+    room: float,
+) -> list[Box]:
+    """Return the room that marks and the frontier take, in pixels of the area."""
+    left, bottom = area.get_xlim()[0], area.get_ylim()[0]
+    columns = (frontier.x - left) / unit[0]
+    lines = [
+        box
+        for levels in (frontier.low, frontier.y, frontier.high)
+        for box in line_boxes(columns, (levels.clip(max=MOST_DB) - bottom) / unit[1], room)
+    ]
+    return lines + [
+        mark_at((mark.x[0] - left) / unit[0], (heights[id(mark)] - bottom) / unit[1])
+        for mark in marks
+    ]
 
 
 def _draw_mark(area: Axes, mark: Mark, height: float, colour: str, shape: str) -> None:

@@ -7,6 +7,9 @@ text that the reader's own font draws.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 _REACH = 6.0
 """Half of a mark's side."""
 _LINE = 13.0
@@ -94,6 +97,51 @@ def places_of(
         places.append(chosen)
         full.append(chosen[1])
     return places
+
+
+def level_name(
+    level: float,
+    name: str,
+    *,
+    names: Sequence[Box],
+    others: Sequence[Box],
+    room: tuple[float, float],
+    leftmost: bool,
+) -> Box:
+    """Return a place for the name of a level: near its line, at one end or the other.
+
+    Args:
+        level: How high the level is.
+        name: What is written.
+        names: Where other names of levels are: these it does not meet, if there is any room.
+        others: What else it should not meet, where it has a choice.
+        room: Width and height of the drawing.
+        leftmost: Whether the left end is tried before the right one.
+    """
+    wide, above = width_of(name) + 8, level + 2
+    ends = (0.0, room[0] - wide) if leftmost else (room[0] - wide, 0.0)
+    lows = [above + step for step in (0, -_LINE - 4, _LINE, -2 * _LINE - 4, 2 * _LINE)]
+    tried = [
+        Box(left, low, left + wide, low + _LINE)
+        for left in ends
+        for low in lows
+        if low == above or 0 <= low <= room[1] - _LINE
+    ]
+    free = [box for box in tried if not _meet([box], names)]
+    best = (box for box in free if not _meet([box], others))
+    return next(best, (free or tried)[0])
+
+
+def line_boxes(xs: NDArray[np.float64], ys: NDArray[np.float64], room: float) -> list[Box]:
+    """Return the room that a line takes, piece by piece; it has gaps where a y is no number."""
+    grid = np.linspace(0, room, max(2, round(room / 4)))
+    heights = np.interp(grid, xs, ys, left=np.nan, right=np.nan)
+    pieces = zip(grid[:-1], grid[1:], heights[:-1], heights[1:], strict=True)
+    return [
+        Box(float(left), float(min(one, other)) - 2, float(right), float(max(one, other)) + 2)
+        for left, right, one, other in pieces
+        if np.isfinite(one + other)
+    ]
 
 
 def _near(x: float, y: float, name: str, room: float) -> list[Box]:

@@ -20,7 +20,7 @@ from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
 from fedsim.report.wording import count, decibels, duration, percent
 from fedsim.schemas.statistics import Interval
-from fedsim.schemas.sweep import AttackerRow, SweepCell
+from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepSeed
 from fedsim.sweep.rows import Measured
 from fedsim.sweep.statistics import resampled
 
@@ -37,11 +37,13 @@ class Shown:
 
     Attributes:
         row: Its numbers.
+        lacking: What is not there of it; empty for a whole one.
         findings: What each attacker came to, a sentence each.
         sheet: Some of its images.
     """
 
     row: SweepCell
+    lacking: str
     findings: Sequence[str]
     sheet: Sequence[Row]
 
@@ -55,6 +57,7 @@ def build(swept: "Swept") -> Path:
     shown = [
         Shown(
             row=row,
+            lacking=lacking(row, [one for one in record.seeds if one.number == row.number]),
             findings=[
                 finding(role, one, record.success_threshold_db)
                 for role, one in row.attackers.items()
@@ -82,6 +85,30 @@ def build(swept: "Swept") -> Path:
     return swept.page
 
 
+def lacking(row: SweepCell, seeds: Sequence[SweepSeed]) -> str:
+    """Return what is not there of a cell, and of which of its seeds; empty for a whole one."""
+    if row.status == "done":
+        return ""
+    ended = "failed" if row.status == "failed" else "missing"
+    if not any(one.run or one.utility_run for one in seeds):
+        return "failed" if ended == "failed" else "not run"
+    gone = {
+        "attacks and utility": [one.seed for one in seeds if not one.run and not one.utility_run],
+        "attacks": [one.seed for one in seeds if not one.run and one.utility_run],
+        "utility": [one.seed for one in seeds if one.run and not one.utility_run],
+    }
+    parts = [
+        what if len(which) == len(seeds) else f"{what} of {_seeds(which)}"
+        for what, which in gone.items()
+        if which
+    ]
+    return f"{ended}: {', '.join(parts)}"
+
+
+def _seeds(which: Sequence[int]) -> str:
+    return f"seed{'' if len(which) == 1 else 's'} {', '.join(map(str, which))}"
+
+
 def _how_many_images(cells: Sequence[SweepCell]) -> str:
     """Return the number of images that each attacker attacked in a cell, or the range of it."""
     numbers = {one.num_images for row in cells for one in row.attackers.values()} - {0}
@@ -103,7 +130,11 @@ def headline(cells: Sequence[SweepCell], threshold_db: float) -> str:
         key=lambda row: row.accuracy.value if row.accuracy else 0.0,
         default=None,
     )
-    what = f"{len(judged) - len(whole)} of {count(len(judged), 'setting')} gave images away"
+    broken, settings = len(judged) - len(whole), count(len(judged), "setting")
+    what = f"{broken} of {settings} gave images away"
+    if len(judged) < len(cells):
+        scored = f"{len(judged)} {'has' if len(judged) == 1 else 'have'} scores"
+        what = f"Of {len(cells)} settings {scored}, and {broken} gave images away"
     start = f"{what} to {threshold_db:g}\u00a0dB"
     if len(tried) < len(whole):
         start += f" (in {len(whole) - len(tried)} every attack failed, which says nothing)"

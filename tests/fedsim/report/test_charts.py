@@ -16,7 +16,7 @@ from fedsim.report.charts import over_rounds, png, scatter, svg
 from fedsim.report.curves import At, Curve, Panel, Spot
 from fedsim.report.palette import DARK, LIGHT
 
-USED = ("ink", "muted", "grid", "c0")
+USED = ("ink", "muted", "paper", "grid", "c0")
 POINTS = [
     At(round=1, value=20.0, low=10.0, high=30.0),
     At(round=2, value=18.0, low=9.0, high=27.0),
@@ -169,3 +169,31 @@ def test_points_of_two_measures_are_told_apart_by_colour_and_shape() -> None:
     assert points(area, "s") == [(80, 10)]
     assert [line.get_color() for line in area.lines] == [LIGHT[name] for name in ("c0", "c0", "c1")]
     assert {"undefended", "clipped", "dlg", "IG", "accuracy", "PSNR"} <= {*texts(figure)}
+
+
+def test_names_of_levels_close_to_each_other_are_apart() -> None:
+    rules = {"data mean": 11.8, "counts as recovered": 15.0}
+    panel = Panel(title="PSNR", curves=[DLG], height=210, rules=rules)
+
+    (area,) = over_rounds([panel], width=900, colours=LIGHT).axes
+
+    heights = {
+        text.get_text(): area.transData.transform((0, text.get_position()[1]))[1]
+        for text in area.texts
+    }
+    assert set(heights) == set(rules)
+    assert abs(heights["data mean"] - heights["counts as recovered"]) > 12
+
+
+def test_points_at_the_same_place_are_side_by_side_and_whole() -> None:
+    spots = [
+        Spot(x=80, y=120, series=series, name=str(series), kind="dlg") for series in range(3)
+    ] + [Spot(x=60, y=120, series=3, name="3", kind="dlg")]
+
+    (area,) = scatter(spots, titles=("accuracy", "PSNR"), width=600, colours=LIGHT).axes
+
+    drawn = np.array([line.get_transform().transform((80, 120))[0] for line in area.lines])
+    np.testing.assert_allclose(np.diff(drawn[:3]), 11.0)
+    assert drawn[3] == area.transData.transform((80, 120))[0]  # alone, at its own place
+    top = area.transData.transform((0, area.get_ylim()[1]))[1]
+    assert top - area.transData.transform((0, 120))[1] > 9

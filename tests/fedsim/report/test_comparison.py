@@ -78,6 +78,24 @@ def test_an_oracle_is_marked_beside_the_attack_that_is_one(make_run: Make, tmp_p
         assert ">digits-0001 (oracle)<" not in chart
 
 
+def test_each_panel_has_the_data_mean_of_the_runs_that_it_shows(
+    make_run: Make, tmp_path: Path
+) -> None:
+    made = [("dlg", 1), ("IG", 0), ("IG", 2)]
+    runs = [make_run(MadeRun(seed=seed, rounds=1, attacks=(name,))) for name, seed in made]
+    means = [f"{leakage(run.scores())[0].baseline_psnr_db:.1f}\u00a0dB" for run in runs]
+    assert means[1] != means[2]
+
+    page = Page(compare(runs, tmp_path / "compare.html").read_text())
+
+    charts = [chart for chart in page.charts if "data mean" in chart]
+    assert len(charts) == 4  # wide and narrow, light and dark
+    for chart in charts:
+        assert f">data mean {means[0]}<" in chart
+        assert f">data mean {means[1]}, digits-0002<" in chart
+        assert f">data mean {means[2]}, digits-0003<" in chart
+
+
 def test_runs_of_one_name_are_told_apart(make_run: Make, tmp_path: Path) -> None:
     run = make_run(MadeRun(rounds=1))
 

@@ -2,7 +2,18 @@
 
 import itertools
 
-from fedsim.report.labels import beside, mark_at, places_of, rows_of, width_of
+import numpy as np
+
+from fedsim.report.labels import (
+    Box,
+    beside,
+    level_name,
+    line_boxes,
+    mark_at,
+    places_of,
+    rows_of,
+    width_of,
+)
 
 ROOM = 500.0
 
@@ -39,3 +50,25 @@ def test_a_name_without_room_is_the_short_one() -> None:
 
     assert {"a rather long name"} < set(said)
     assert width_of("12") < width_of("a rather long name")
+
+
+def test_names_of_levels_meet_neither_each_other_nor_a_line_there() -> None:
+    line = line_boxes(np.array([300.0, 500.0]), np.array([30.0, 30.0]), ROOM)
+    names: list[Box] = []
+
+    for level in (24.0, 20.0, 18.0):
+        names.append(
+            level_name(
+                level, "data mean", names=names, others=line, room=(ROOM, 100.0), leftmost=False
+            )
+        )
+
+    assert not any(one.meets(other) for one, other in itertools.combinations(names, 2))
+    assert not any(name.meets(piece) for name in names for piece in line)
+    assert all(name.low >= 0 and name.left >= 0 and name.right <= ROOM for name in names)
+
+
+def test_a_line_takes_no_room_where_a_value_is_missing() -> None:
+    xs, ys = np.array([0.0, 100.0, 200.0, 300.0]), np.array([1.0, 1.0, np.nan, 1.0])
+
+    assert {box.right <= 100.0 for box in line_boxes(xs, ys, ROOM)} == {True}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedsim.report.sweep_page import finding, headline
+from fedsim.report.sweep_page import finding, headline, lacking
 from fedsim.schemas.statistics import Interval
-from fedsim.schemas.sweep import AttackerRow, SweepCell
+from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepSeed
 
 SCORED = AttackerRow(
     attack="dlg",
@@ -78,3 +78,37 @@ def test_the_headline_of_a_sweep_without_scores_claims_nothing() -> None:
 
     assert "No attack" in headline([cell(1, 0.9, plain=unknown)], 20.0)
     assert "4 of" not in headline([cell(1, 0.9, plain=unknown)], 20.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "runs", "said"),
+    [
+        ("done", [("run", "other")], ""),
+        ("missing", [("", ""), ("", "")], "not run"),
+        ("failed", [("", "")], "failed"),
+        ("missing", [("run", ""), ("run", "")], "missing: utility"),
+        ("missing", [("run", ""), ("", "")], "missing: attacks and utility of seed 1, utility of"),
+        ("partial", [("run", "run"), ("", ""), ("", "")], "missing: attacks and utility of seeds"),
+    ],
+)
+def test_a_cell_says_what_is_not_there_of_it(
+    status: str, runs: list[tuple[str, str]], said: str
+) -> None:
+    row = cell(1, 0.9).model_copy(update={"status": status})
+    seeds = [
+        SweepSeed(number=1, label="", seed=seed, status="done", run=run, utility_run=other)
+        for seed, (run, other) in enumerate(runs)
+    ]
+
+    found = lacking(row, seeds)
+
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_the_headline_of_a_sweep_that_was_stopped_counts_what_has_scores() -> None:
+    unknown = SCORED.model_copy(update={"num_images": 0})
+
+    said = headline([cell(1, 0.9, plain=SCORED), cell(2, 0.8, plain=unknown)], 20.0)
+
+    assert said.startswith("Of 2 settings 1 has scores, and 0 gave images away")
