@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.activations import ACTIVATIONS
 from attacks.classifier import Head, fill_in, read_head
+from attacks.global_generators import global_generators
 from attacks.network import Layer, Trace, same_values
 from attacks.observation import AttackFailed, Tensors
 from attacks.signals import Signal, gradient_error
@@ -280,7 +281,7 @@ def _leads_around(model: nn.Module, traced: Trace, name: str, training: bool) ->
         parameter.requires_grad_(False)
     layer = model.get_submodule(name)
     layer.register_forward_hook(lambda _, __, outputs: outputs.detach())
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), global_generators():
         outputs: Tensor = model(traced.inputs.clone().requires_grad_().clone())
     return outputs.requires_grad
 

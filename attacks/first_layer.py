@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from attacks.global_generators import global_generators
 from attacks.linear import layer_that_sees_the_input
 from attacks.network import known_architecture, trace
 from attacks.observation import AttackFailed, Knowledge, Loss, Tensors
@@ -285,8 +286,7 @@ def _cut(
 
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(3, len(like), generator=generator).to(like)
-    devices = [like.device] if like.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), global_generators(device=like.device):
         together, again = run(outputs, 0.0), run(outputs, 0.0)
         around = run(outputs, 0.5)
         try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attacks.global_generators import global_generators
 from attacks.observation import AttackFailed, Knowledge, Tensors
 
 
@@ -134,11 +135,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, training: bool = Fa
             ]
     example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
     example = example.to(next(model.parameters(), example))  # device and precision
-    devices = [example.device] if example.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(int(training))
-        for device in devices:
-            torch.cuda.default_generators[device.index].manual_seed(int(training))
+    with torch.no_grad(), global_generators(int(training), example.device):
         outputs = logits_of(model, example.clone())
     for handle in handles:
         handle.remove()

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
-
+from attacks.global_generators import global_generators
 from attacks.observation import Tensors
 from clients.checks import CHECKS
 from clients.checks.alarm import Alarm, Check, Situated, reach_of
-from clients.local_training import seed_global_generators
 from clients.participant import Participant
 from fedsim.components import build
 from fedsim.config import ClientsConfig
@@ -62,10 +60,8 @@ def inspect(
     if before is not None:
         before = {name: tensor.to(device) for name, tensor in before.items()}
     alarms: list[Alarm] = []
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        path = ("round", server_round, "client", me.number, "checks")
-        seed_global_generators(derive(me.experiment.seed, *path), devices)
+    path = ("round", server_round, "client", me.number, "checks")
+    with global_generators(derive(me.experiment.seed, *path), device):
         for named in checks.values():
             check = named.in_situation(reach) if isinstance(named, Situated) else named
             alarms += check.check(me.model, me.inputs, me.labels, before)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.global_generators import global_generators
 from attacks.observation import Loss, Tensors
 from fedsim.config import TrainingConfig
 from fedsim.defenses import Sampling, TrainingDefense
@@ -112,9 +113,7 @@ def local_update(
         )
 
     model.train()
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed_global_generators(derive(seed, *where, "dropout"), devices)
+    with global_generators(derive(seed, *where, "dropout"), inputs.device):
         if training.algorithm == "fedsgd":
             return _gradient(model, differentiate, plan[0], num_examples)
         return _local_sgd(model, differentiate, training, plan, num_examples, proximal_mu)
@@ -128,15 +127,6 @@ def gradient_of_batch(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
     return dict(zip(trained, found, strict=True)), float(value.detach())
-
-
-def seed_global_generators(seed: int, devices: list[torch.device]) -> None:
-    """Seed the generators that dropout draws from, on the CPU and on these GPUs."""
-    # not torch.manual_seed: without a GPU it queues a call, with a stack trace, for each round
-    torch.default_generator.manual_seed(seed)
-    for device in devices:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def _gradient(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from attacks.global_generators import global_generators
 from attacks.matching.replay import Plan, plan_of, replay
 from attacks.network import known_architecture, logits_of, require_sound_weights
 from attacks.observation import (
@@ -293,8 +294,7 @@ def _probe(model: nn.Module, inputs: Tensor) -> int:
     Raises:
         AttackFailed: It draws random numbers, or does not return logits (B, K).
     """
-    devices = [inputs.device] if inputs.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), global_generators(device=inputs.device):
         once, again = logits_of(model, inputs), logits_of(model, inputs)
     if once.dim() != 2 or len(once) != len(inputs):
         raise AttackFailed(

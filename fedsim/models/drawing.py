@@ -6,20 +6,21 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from attacks.global_generators import global_generators
+
 
 @contextmanager
 def weights_from(rng: torch.Generator) -> Iterator[None]:
     """Let modules built inside draw their initial weights from `rng`.
 
     PyTorch's layers draw from the global CPU generator; it is reseeded from `rng` and put back
-    afterwards. Not for several threads at once: the generator is one per process.
+    afterwards.
 
     Args:
         rng: A CPU generator; it advances by one draw, whatever is built.
     """
     seed = int(torch.randint(2**62, (), generator=rng))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with global_generators(seed):
         yield
 
 
