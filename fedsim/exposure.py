@@ -5,7 +5,6 @@ adversary would hear is reduced: an update is exposed in the coordinates in whic
 what is heard, whatever the others compute. What could be estimated besides is not counted.
 """
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -180,11 +179,10 @@ def exposed(
 
 
 class _Chunks:
-    """What was heard in each segment of the coordinates, as fractions of all of them."""
+    """What was heard in each segment of the coordinates, as one of so many equal parts of them."""
 
     def __init__(self, num_columns: int, known: Sequence[int]) -> None:
         self.num_columns, self.known = num_columns, known
-        self.cuts = [Fraction(0), Fraction(1)]
         self.parts = [ReducedRows(num_columns, known)]
 
     def add(self, messages: Sequence[MessageRow]) -> None:
@@ -192,26 +190,32 @@ class _Chunks:
         ends = {one.num_chunks for one in messages if one.chunk is not None}
         if ends and len(self.parts) == 1:
             count = max(ends)
-            self.cuts = [Fraction(place, count) for place in range(count + 1)]
             self.parts = [ReducedRows(self.num_columns, self.known) for _ in range(count)]
-        for part, (low, high) in zip(self.parts, itertools.pairwise(self.cuts), strict=True):
-            rows = {id(one.row): one.row for one in messages if _covers(one, low, high)}
+        said: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+        for one in messages:
+            chunk = (0, 1) if one.chunk is None else (one.chunk, one.num_chunks)
+            said.setdefault(chunk, {})[id(one.row)] = one.row
+        for place, part in enumerate(self.parts):
+            rows = [
+                row
+                for (chunk, num_chunks), heard in said.items()
+                if _covers(chunk, num_chunks, place, len(self.parts))
+                for row in heard.values()
+            ]
             if rows:
-                part.add(np.stack(list(rows.values())))
+                part.add(np.stack(rows))
 
     def shares(self) -> np.ndarray:
         """Return the part of the coordinates in which each unknown follows, (U,)."""
-        sizes = [float(high - low) for low, high in itertools.pairwise(self.cuts)]
         masks = np.stack([part.determined() for part in self.parts])
-        return np.asarray(np.where(masks.all(axis=0), 1.0, sizes @ masks.astype(float)))
+        return np.asarray(masks.mean(axis=0))
 
 
-def _covers(message: MessageRow, low: Fraction, high: Fraction) -> bool:
-    """Whether a message holds the coordinates from one cut to another."""
-    if message.chunk is None:
-        return True
-    first = Fraction(message.chunk, message.num_chunks)
-    return first <= low and high <= first + Fraction(1, message.num_chunks)
+def _covers(chunk: int, num_chunks: int, place: int, num_parts: int) -> bool:
+    """Whether a chunk of the coordinates holds one of so many equal parts of them."""
+    return chunk * num_parts <= place * num_chunks and (place + 1) * num_chunks <= (
+        (chunk + 1) * num_parts
+    )
 
 
 def _distances(

@@ -40,7 +40,8 @@ class ReducedRows:
     def add(self, rows: np.ndarray) -> None:
         """Take in more rows (M, U), int64 residues from 0 to PRIME - 1."""
         rows = rows * self.free
-        rows = np.unique(rows[(rows != 0).any(axis=1)], axis=0)
+        different = {row.tobytes(): row for row in rows if row.any()}
+        rows = np.reshape(list(different.values()), (-1, rows.shape[1]))
         for first in range(0, len(rows), BLOCK):
             self._add_block(rows[first : first + BLOCK])
 

@@ -7,7 +7,7 @@ faults. It holds for protocols that are linear (`PeerProtocol.linear`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -113,23 +113,24 @@ def coefficients(
     rows = _Rows(protocol=protocol, unknowns=unknowns, units=units)
     late: list[Said] = []
     for number in range(1, unknowns.rounds + 1):
-        before = rows.begin()
-        played = play_round(
-            protocol,
-            network,
-            before,
-            rows.local,
-            number,
-            learning_rate=learning_rate,
-            seed=seed,
-            moves_weights=moves_weights,
-            faults=faults,
-            late=late,
-        )
+        played = rows.again(number, faults)
+        if played is None:
+            played = play_round(
+                protocol,
+                network,
+                rows.begin(),
+                rows.local,
+                number,
+                learning_rate=learning_rate,
+                seed=seed,
+                moves_weights=moves_weights,
+                faults=faults,
+                late=late,
+            )
         yield RoundRows(
             round=number,
             messages=list(rows.messages(played, hears)),
-            weights=dict(rows.weights),
+            weights={peer: rows.row(model, number) for peer, model in rows.models_at.items()},
         )
         rows.end(played, faults)
 
@@ -139,13 +140,18 @@ class _Rows:
     """The states of all peers as coefficients.
 
     A collective says nothing of weights, and its chunks make every state N rows high. So one is run
-    round by round in terms of the weights before the round and the updates of the round alone.
+    in terms of the weights before the round and the updates of the round alone, once for all rounds
+    in which nobody fails.
+
+    Attributes:
+        models_at: By peer, the model at which it computed its update of the round.
     """
 
     protocol: PeerProtocol
     unknowns: Unknowns
     units: Units
-    weights: dict[int, np.ndarray] = field(default_factory=dict)
+    models_at: dict[int, Tensor] = field(default_factory=dict)
+    whole: tuple[PlayedRound, dict[int, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         num_peers, width = self.unknowns.num_peers, len(self.unknowns)
@@ -153,9 +159,16 @@ class _Rows:
         self.models = torch.cat(starts)
         self.states = [self.protocol.begin(start) for start in starts]
 
+    def again(self, number: int, faults: Faults | None) -> PlayedRound | None:
+        """Return a round that goes as one before it went; None if it must be played."""
+        if self.whole is None or _disturbed(number, faults):
+            return None
+        played, self.models_at = self.whole
+        return replace(played, round=number)
+
     def begin(self) -> list[State]:
         """Return the states before a round."""
-        self.weights = {}
+        self.models_at = {}
         if not self.protocol.collective:
             return self.states
         num_peers = self.unknowns.num_peers
@@ -166,9 +179,9 @@ class _Rows:
 
     def local(self, peer: int, number: int, model: Tensor) -> Tensor:
         """Note where an update is computed, and return it."""
-        if peer in self.weights:
+        if peer in self.models_at:
             raise ValueError(f"peer {peer} computes two updates in round {number}, expected one")
-        self.weights[peer] = self._row(model, number)
+        self.models_at[peer] = model
         if self.protocol.collective:
             return self.units(len(model), model.shape[1], self.unknowns.num_peers + peer)
         return self.units(len(model), model.shape[1], self.unknowns.update(peer, number))
@@ -185,9 +198,9 @@ class _Rows:
                 if vector.ndim != 2:
                     continue
                 if id(vector) not in made:
-                    made[id(vector)] = self._row(vector, played.round)
+                    made[id(vector)] = self.row(vector, played.round)
                 yield MessageRow(
-                    round=said.round,
+                    round=played.round if self.protocol.collective else said.round,
                     hop=said.hop,
                     sender=said.sender,
                     receiver=said.receiver,
@@ -203,31 +216,37 @@ class _Rows:
         if not self.protocol.collective:
             self.states = list(played.states)
             return
+        if not _disturbed(played.round, faults):
+            self.whole = played, self.models_at
         failed = {} if faults is None else faults.failed
         peers = range(self.unknowns.num_peers)
         done = [peer for peer in peers if (played.round, peer) not in failed]
         if done:  # those that failed begin anew from the model of another
-            self.models = torch.cat(
-                [
-                    self._wide(
-                        self.protocol.model(played.states[peer if peer in done else done[0]])[:1],
-                        played.round,
-                    )
-                    for peer in peers
-                ]
-            )
+            ends = [played.states[peer if peer in done else done[0]] for peer in peers]
+            models = torch.cat([self.protocol.model(end)[:1] for end in ends])
+            self.models = self._wide(models, played.round)
 
-    def _row(self, vector: Tensor, number: int) -> np.ndarray:
+    def row(self, vector: Tensor, number: int) -> np.ndarray:
         """Return the one row of a vector whose coordinates all have the same."""
         return self._wide(vector[:1], number)[0].as_subclass(Tensor).numpy()
 
     def _wide(self, rows: Tensor, number: int) -> Tensor:
-        """Return rows (1, U) in terms of all unknowns."""
+        """Return rows (M, U) in terms of all unknowns."""
         if not self.protocol.collective:
             return rows
         num_peers = self.unknowns.num_peers
         first = self.unknowns.update(0, number)
         after = len(self.unknowns) - first - num_peers
-        return rows[:, :num_peers] @ self.models + functional.pad(
-            rows[:, num_peers:], (first, after)
-        )
+        of_updates = functional.pad(rows[:, num_peers:], (first, after))
+        of_weights = rows[:, :num_peers]
+        if not of_weights.as_subclass(Tensor).any():
+            return of_updates
+        return of_weights @ self.models + of_updates
+
+
+def _disturbed(number: int, faults: Faults | None) -> bool:
+    """Whether anything went wrong in a round."""
+    return faults is not None and (
+        any(failed == number for failed, _ in faults.failed)
+        or any(lost == number for lost, _, _, _ in faults.lost)
+    )

@@ -177,7 +177,8 @@ class PeerProtocol(Protocol):
         needs_gradient: Whether peers must send gradients (`training.algorithm = "fedsgd"`).
         linear: Whether all that is said is linear in the updates of the peers and the start.
         collective: Whether a round needs every member: when one fails, it is begun again, from
-            hop 1 on, among those that are left. Otherwise a round goes on without it.
+            hop 1 on, among those that are left. Otherwise a round goes on without it. What its
+            members say depends on their models, updates and links, never on the round's number.
         delivers_late: Whether what a peer could not be told in a hop is told later (it must not
             get lost); otherwise it is dropped.
         kinds: What its messages hold.

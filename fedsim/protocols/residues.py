@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.isolation.identifiability import PRIME
+from attacks.isolation.identifiability import PRIME, matmul
 
 LARGEST_DENOMINATOR = 10**6
 """A weight is taken for the fraction that it is next to, if its denominator is no larger."""
@@ -25,7 +25,9 @@ _AS_THEY_ARE = frozenset(
 
 
 class Residues(Tensor):
-    """Residues modulo PRIME, int64.
+    """Residues modulo PRIME, int64; never changed in place.
+
+    What is told to many is scaled by each of them, often by the same weight: it is done once.
 
     Raises:
         NotImplementedError: An operation is none of a linear protocol.
@@ -49,7 +51,14 @@ class Residues(Tensor):
         compute = _ARITHMETIC.get(name.strip("_"))
         if compute is None or kwargs:
             raise NotImplementedError(f"{name} is no operation of a linear protocol")
-        return compute(*(_plain(one) for one in args)).remainder_(PRIME).as_subclass(cls)
+        numbers = [one for one in args if isinstance(one, float)]
+        scaled = args[args[0] is numbers[0]].__dict__ if numbers else {}
+        if (done := scaled.get((name, *numbers))) is not None:
+            return done
+        made = compute(*(_plain(one) for one in args)).remainder_(PRIME).as_subclass(cls)
+        if numbers:
+            scaled[name, *numbers] = made
+        return made
 
 
 def residue_units(height: int, width: int, column: int) -> Tensor:
@@ -114,10 +123,9 @@ def _less(one: Any, other: Any) -> Tensor:
     return _integers(one) - _integers(other)
 
 
-def _product(row: Any, matrix: Any) -> Tensor:
-    """Return a row (1, R) times a matrix (R, U)."""
-    total: Tensor = (_integers(row).mT * matrix).remainder_(PRIME).sum(dim=0, keepdim=True)
-    return total
+def _product(rows: Any, matrix: Any) -> Tensor:
+    """Return rows (M, R) times a matrix (R, U)."""
+    return torch.from_numpy(matmul(_integers(rows).numpy(), matrix.numpy()))
 
 
 def _negative(vector: Any) -> Tensor:

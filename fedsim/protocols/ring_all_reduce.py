@@ -76,7 +76,7 @@ class RingAllReduce:
         chunk, summed = _sent(place, at.hop, num_members)
         parcel = Parcel(
             kind=_kind(summed, num_members),
-            tensors={"chunk": state["sum"].tensor_split(num_members)[chunk]},
+            tensors={"chunk": state["sum"][_chunk_at(state["sum"], chunk, num_members)]},
             chunk=chunk,
             num_chunks=num_members,
             members=_summed(at, chunk, summed),
@@ -100,9 +100,10 @@ class RingAllReduce:
                 chunk=chunk,
                 num_chunks=num_members,
             )
-            chunks = list(total.tensor_split(num_members))
-            chunks[chunk] = told if summed == num_members else told + chunks[chunk]
-            total = torch.cat(chunks)
+            at_chunk = _chunk_at(total, chunk, num_members)
+            if summed < num_members:
+                told = told + total[at_chunk]
+            total = torch.cat([total[: at_chunk.start], told, total[at_chunk.stop :]])
         if at.hop + 1 < self.num_hops(num_members):
             return {**state, "sum": total}
         return ended(state, total, at)
@@ -110,6 +111,13 @@ class RingAllReduce:
     def model(self, state: State) -> Tensor:
         """Return the model."""
         return state["model"]
+
+
+def _chunk_at(vector: Tensor, chunk: int, num_chunks: int) -> slice:
+    """Return where a chunk lies, as `torch.tensor_split` cuts."""
+    size, longer = divmod(vector.shape[0], num_chunks)
+    first = chunk * size + min(chunk, longer)
+    return slice(first, first + size + (chunk < longer))
 
 
 def _sent(place: int, hop: int, num_members: int) -> tuple[int, int]:
@@ -123,4 +131,4 @@ def _kind(summed: int, num_members: int) -> MessageKind:
 
 def _summed(at: Here, chunk: int, count: int) -> tuple[int, ...]:
     """Return the first members on the way of a chunk, in the order of its sum."""
-    return tuple(at.members[(chunk + step) % len(at.members)] for step in range(count))
+    return (at.members * 2)[chunk : chunk + count]

@@ -158,9 +158,10 @@ def play_round(
             for me in members
         }
         if hop > 0:
+            heard = _heard(inbox)
             for me in members:
                 states[me] = protocol.listen(
-                    states[me], _heard(inbox, me), replace(here[me], hop=hop - 1)
+                    states[me], heard.get(me, {}), replace(here[me], hop=hop - 1)
                 )
             if protocol.delivers_late:
                 late += [one for one in inbox if one.receiver not in members]
@@ -181,12 +182,11 @@ def play_round(
     return PlayedRound(round=number, said=said, states=states)
 
 
-def _heard(inbox: Sequence[Said], me: int) -> dict[int, list[Parcel]]:
-    """Return what was said to a peer, by sender in order; of each, the oldest first."""
-    heard: dict[int, list[Parcel]] = {}
+def _heard(inbox: Sequence[Said]) -> dict[int, dict[int, list[Parcel]]]:
+    """Return what was said to each peer, by sender in order; of each, the oldest first."""
+    heard: dict[int, dict[int, list[Parcel]]] = {}
     for one in sorted(inbox, key=lambda one: (one.sender, one.round, one.hop)):
-        if one.receiver == me:
-            heard.setdefault(one.sender, []).append(one.parcel)
+        heard.setdefault(one.receiver, {}).setdefault(one.sender, []).append(one.parcel)
     return heard
 
 
