@@ -14,6 +14,8 @@ from attacks.threats import Capability
 
 if TYPE_CHECKING:
     from attacks.defense import KnownDefense, Noise
+    from attacks.tabular.columns import Columns
+    from attacks.text.tokens import Tokens
 
 Tensors = Mapping[str, Tensor]
 """Tensors by parameter name."""
@@ -128,13 +130,15 @@ class Knowledge:
         model: The architecture. Its own weights mean nothing: those in force are in the
             observation. Attacks never modify it.
         loss: The training loss, mean over the batch.
-        input_shape: Shape of one input, (C, H, W).
+        input_shape: Shape of one input: (C, H, W) of images, (T,) of text, (D,) of tables.
         input_range: Lowest and highest value of an input.
         num_classes: K, as the width of the model's output.
         batch_size: B, the number of examples behind the update.
         labels: Oracle only: the private labels, shape (B,), int64.
         recipe: How clients train.
         public_sample: Inputs of the same kind that belong to no client, shape (N, C, H, W).
+        tokens: Of text: its vocabulary, and what is predicted. Inputs are tokens (B, T), int64.
+        columns: Of tables: what the coordinates of an input (D,) stand for.
         defenses: What clients do to an update before they send it, in order; see `attacks.defense`.
         noise: How exact what was heard is, where a defense that was read says so.
         length_known: Whether the length of an update means anything; after clipping, only its
@@ -152,6 +156,8 @@ class Knowledge:
     labels: Tensor | None = None
     recipe: LocalRecipe | None = None
     public_sample: Tensor | None = None
+    tokens: "Tokens | None" = None
+    columns: "Columns | None" = None
     defenses: "tuple[KnownDefense, ...]" = ()
     noise: "Noise | None" = None
     length_known: bool = True
@@ -203,6 +209,7 @@ class Reconstruction:
     Attributes:
         inputs: Guessed inputs, shape (B, C, H, W), inside `Knowledge.input_range`, fewer than B
             for an attack that recovers some of a batch; None for one that recovers labels alone.
+            Of text, tokens (B, T), int64, padded; of tables, rows (B, D).
         labels: Guessed labels, shape (B,), int64; None when the attack does not guess them.
         matching_loss: The score that chose this guess among the restarts, visible to the
             attacker; lower is better; None for an exact solution that matches nothing.
