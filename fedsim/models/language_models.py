@@ -181,9 +181,9 @@ def gpt2(
         eos_token_id=tokens.end,
         pad_token_id=tokens.pad,
         tie_word_embeddings=tied,
-        num_labels=num_classes,
         use_cache=False,
     )
+    config.num_labels = num_classes
     network = _network(kind, config, rng, tokens, input_shape, num_classes, dropout, pretrained)
     positions = network.transformer.wpe
     return Transformer(network, pad=tokens.pad, causal=True, positions=positions)
