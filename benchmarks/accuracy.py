@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from benchmarks.dlg_cifar100 import environment
 from fedsim.config import DefenseConfig
-from fedsim.data.images import ImageData
+from fedsim.data.kinds import TaskData
 from fedsim.data.load import load_data
 from fedsim.defenses import Situation, UpdateDefense, build_defense
 from fedsim.models.build import build_model
@@ -86,7 +86,7 @@ LEVELS: Mapping[str, tuple[str, Mapping[str, Any]] | None] = {
 }
 
 
-def train(task: Task, data: ImageData, level: str, seed: int) -> list[float]:
+def train(task: Task, data: TaskData, level: str, seed: int) -> list[float]:
     """Return the accuracy on the test set, LOOKS times, evenly spread."""
     rng = stream(seed, "accuracy")
     model = build_model(task.model, data.input_shape, data.num_classes, rng=rng, options={})
@@ -133,7 +133,7 @@ def train(task: Task, data: ImageData, level: str, seed: int) -> list[float]:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: ImageData) -> float:
+def accuracy(model: nn.Module, data: TaskData) -> float:
     """Return the share of test images that are told, 0 to 1."""
     model.eval()
     parts = torch.arange(len(data.test_labels)).split(500)  # type: ignore[no-untyped-call]

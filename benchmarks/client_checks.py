@@ -42,7 +42,7 @@ from clients.checks.dead_layer import DeadLayer
 from clients.checks.gradient_isolation import GradientIsolation
 from clients.checks.lopsided_classifier import LopsidedClassifier
 from clients.checks.weight_jump import WeightJump
-from fedsim.data.images import ImageData
+from fedsim.data.kinds import TaskData
 from fedsim.data.load import load_data
 from fedsim.data.partition import partition
 from fedsim.models.build import build_model
@@ -317,7 +317,7 @@ def _attack(
     tallies: dict[str, Tally],
     moment: Moment,
     chosen: tuple[str, dict[str, object]],
-    images: ImageData,
+    images: TaskData,
     seed: int,
 ) -> None:
     """Add what clients would be sent by each attack in one round, and the control."""

@@ -93,7 +93,7 @@ def fresh_model(
     name: str,
     seed: int,
     *,
-    shape: tuple[int, int, int] = (3, 32, 32),
+    shape: tuple[int, ...] = (3, 32, 32),
     num_classes: int = 10,
     normalise: bool = False,
     **options: Any,

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.observation import Kind, Knowledge, LocalRecipe, Observation
+from attacks.tabular.columns import Column, Columns
+from attacks.text.language import cross_entropy
+from attacks.text.tokens import Tokens
 from attacks.threats import Capability, ThreatModel
 from fedsim.config import AttackConfig, DefenseConfig, Experiment
 from fedsim.defenses import ModelDefense, altered, build_defense, known_defenses
@@ -49,17 +52,21 @@ def knowledge_record(
     num_classes: int,
     recipe: LocalRecipe,
     batch_size: int | None = None,
+    tokens: Tokens | None = None,
+    columns: Columns | None = None,
 ) -> Record:
     """Return what `threat` grants of an experiment, and nothing else, as JSON holds it.
 
     Args:
         experiment: Names the model.
         threat: What is granted.
-        input_shape: Shape of one input, (C, H, W).
+        input_shape: Shape of one input.
         num_classes: Width of the model's output.
         recipe: How clients train.
         batch_size: Different examples behind an update, the most of any client; None for those of
             one batch.
+        tokens: Of text, its vocabulary and what is predicted.
+        columns: Of a table, its features.
     """
     grants = threat.grants
     record: Record = {}
@@ -76,8 +83,16 @@ def knowledge_record(
             record["model"]["implanted_by"] = named
         record |= {"loss": "cross-entropy", "num_classes": num_classes}
         record["input_shape"] = list(input_shape)  # an architecture gives it away
+        if tokens is not None:  # so it does the vocabulary
+            record["tokens"] = asdict(tokens)
     if Capability.INPUT_DOMAIN in grants:
-        record |= {"input_shape": list(input_shape), "input_range": [0.0, 1.0]}
+        record["input_shape"] = list(input_shape)
+        if tokens is not None:
+            record["tokens"] = asdict(tokens)
+        else:
+            record["input_range"] = [0.0, 1.0]
+        if columns is not None:
+            record["columns"] = [asdict(one) for one in columns.columns]
     if Capability.BATCH_SIZE in grants:
         record["batch_size"] = batch_size or experiment.training.batch_size
     if Capability.LOCAL_RECIPE in grants:
@@ -106,6 +121,11 @@ def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowl
     """Return the knowledge behind a record; the inverse of `knowledge_record`."""
     model = None
     shape = tuple(record["input_shape"]) if "input_shape" in record else None
+    tokens = Tokens(**record["tokens"]) if record.get("tokens") else None
+    columns = [
+        Column(**{**one, "categories": tuple(one["categories"])})
+        for one in record.get("columns") or ()
+    ]
     if "model" in record and shape is not None:
         # its weights mean nothing: those in force are in the observation
         model = build_model(
@@ -114,6 +134,7 @@ def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowl
             record["num_classes"],
             rng=torch.Generator().manual_seed(0),
             options=record["model"]["options"],
+            tokens=tokens,
         )
         changes = [DefenseConfig(**one) for one in record["model"].get("altered_by", ())]
         rng = torch.Generator().manual_seed(0)
@@ -124,13 +145,17 @@ def knowledge_from(record: Record, public_sample: Tensor | None = None) -> Knowl
     low, high = record.get("input_range", (0.0, 1.0))
     return Knowledge(
         model=model,
-        loss=functional.cross_entropy,
+        loss=cross_entropy
+        if tokens is not None and tokens.head != "classes"
+        else functional.cross_entropy,
         input_shape=shape,
         input_range=(low, high),
         num_classes=record.get("num_classes"),
         batch_size=record.get("batch_size"),
         recipe=LocalRecipe(**record["recipe"]) if "recipe" in record else None,
         public_sample=public_sample,
+        tokens=tokens,
+        columns=Columns(columns=columns) if columns else None,
         defenses=known_defenses(record.get("defenses", ())),
     )
 

@@ -36,10 +36,18 @@ def shares_of(experiment: Experiment, task: Task) -> list[Tensor]:
     Raises:
         ConfigError: The partition cannot be made, or leaves a client less than one batch.
     """
+    labels = task.data.train_labels
+    if labels.ndim > 1:  # tokens are predicted
+        if experiment.partition.name != "iid":
+            raise ConfigError(
+                f"partition.name '{experiment.partition.name}' divides examples by their classes, "
+                f"and data '{task.data.name}' predicts tokens; set it to 'iid'"
+            )
+        labels = torch.zeros(len(labels), dtype=torch.int64)
     shares = [
         torch.as_tensor(share, dtype=torch.int64)
         for share in partition(
-            task.data.train_labels,
+            labels,
             name=experiment.partition.name,
             num_clients=experiment.partition.clients,
             seed=experiment.seed,

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.observation import Loss
+from attacks.tabular.columns import Columns
+from attacks.text.language import cross_entropy
+from attacks.text.tokens import IGNORED, Tokens
 from fedsim.config import AttackConfig, DefenseConfig
-from fedsim.data.images import ImageData
+from fedsim.data.kinds import TaskData
 from fedsim.data.load import load_data
 from fedsim.defenses import altered
 from fedsim.models.build import build_model, refuse_misfit
@@ -18,10 +21,10 @@ from fedsim.named_attacks import implanted
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What is learned: images, their classes, and the model that tells them apart.
+    """What is learned: examples, their labels, and the model that tells them.
 
     Attributes:
-        data: The images.
+        data: Images, text or a table.
         model: Name of the model.
         model_options: Its settings.
         loss: Training loss, mean over the batch; takes labels or class probabilities.
@@ -29,7 +32,7 @@ class Task:
         implant: The attack that has everybody train another model, if there is one.
     """
 
-    data: ImageData
+    data: TaskData
     model: str
     model_options: Mapping[str, object] = field(default_factory=dict)
     loss: Loss = functional.cross_entropy
@@ -37,9 +40,19 @@ class Task:
     implant: AttackConfig | None = None
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
         return self.data.input_shape
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Of text, its vocabulary and what is predicted."""
+        return getattr(self.data, "tokens", None)
+
+    @property
+    def columns(self) -> Columns | None:
+        """Of a table, its features."""
+        return getattr(self.data, "columns", None)
 
     @property
     def num_classes(self) -> int:
@@ -49,7 +62,12 @@ class Task:
     def build_model(self, rng: torch.Generator) -> nn.Module:
         """Return a fresh model in training mode; all its weights are drawn from `rng`."""
         model = build_model(
-            self.model, self.input_shape, self.num_classes, rng=rng, options=self.model_options
+            self.model,
+            self.input_shape,
+            self.num_classes,
+            rng=rng,
+            options=self.model_options,
+            tokens=self.tokens,
         )
         model = altered(model, self.defenses, self.input_shape, self.num_classes, rng=rng)
         if self.implant is None:
@@ -82,12 +100,17 @@ def load_task(
         ConfigError: No such data set, model or option, or the model does not fit the images.
         DataMissing: The files of the data set are not there.
     """
-    images = load_data(data, root=data_root, options=data_options)
+    loaded = load_data(data, root=data_root, options=data_options)
     task = Task(
-        data=images, model=model, model_options=model_options, defenses=defenses, implant=implant
+        data=loaded,
+        model=model,
+        model_options=model_options,
+        loss=cross_entropy if loaded.train_labels.ndim > 1 else functional.cross_entropy,
+        defenses=defenses,
+        implant=implant,
     )
     trial = task.build_model(torch.Generator().manual_seed(0))
-    refuse_misfit(model, trial, task.input_shape, task.num_classes)
+    refuse_misfit(model, trial, task.input_shape, task.num_classes, task.tokens)
     return task
 
 
@@ -97,8 +120,9 @@ def uninformed_loss(labels: Tensor) -> float:
     That is the entropy of how frequent the classes are.
 
     Args:
-        labels: Shape (N,), int64, N at least 1.
+        labels: Shape (N,), or (N, T) of tokens that are predicted, int64; at least one.
     """
+    labels = labels[labels != IGNORED]
     frequency = labels.bincount().double() / len(labels)
     return float(torch.special.entr(frequency).sum())
 
@@ -110,8 +134,8 @@ def evaluate(
 
     Args:
         model: Left in the mode it was in.
-        inputs: Shape (N, C, H, W), on any device.
-        labels: Shape (N,), int64.
+        inputs: Shape (N, ...), on any device.
+        labels: Shape (N,), int64; or (N, T) of tokens, and accuracy is that of those predicted.
         batch_size: Examples per forward pass.
     """
     device = next(model.parameters()).device
@@ -123,7 +147,9 @@ def evaluate(
         for start in range(0, len(labels), batch_size):
             batch = slice(start, start + batch_size)
             logits, expected = model(inputs[batch].to(device)), labels[batch].to(device)
-            correct += (logits.argmax(dim=1) == expected).sum()
-            loss += functional.cross_entropy(logits, expected, reduction="sum")
+            flat, expected = logits.flatten(0, -2), expected.flatten()
+            correct += (flat.argmax(dim=1) == expected).sum()
+            loss += functional.cross_entropy(flat, expected, reduction="sum", ignore_index=IGNORED)
     model.train(was_training)
-    return correct.item() / len(labels), loss.item() / len(labels)
+    predicted = int((labels != IGNORED).sum())
+    return correct.item() / predicted, loss.item() / predicted

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.observation import Attack
 from benchmarks.victims import Judged, Transform, Victim, data_mean_db, overhear, strike
-from fedsim.data.images import ImageData
+from fedsim.data.kinds import TaskData
 from fedsim.data.load import load_data
 from fedsim.seeds import stream
 
@@ -77,9 +77,9 @@ class Bench:
 
     root: str
     scale: float = 1.0
-    _loaded: dict[str, ImageData] = field(default_factory=dict)
+    _loaded: dict[str, TaskData] = field(default_factory=dict)
 
-    def data(self, name: str) -> ImageData:
+    def data(self, name: str) -> TaskData:
         """Return a data set."""
         if name not in self._loaded:
             self._loaded[name] = load_data(name, root=self.root, options={})

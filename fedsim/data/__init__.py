@@ -13,8 +13,13 @@ DATASETS = {
     "svhn": "fedsim.data.svhn:svhn",
     "lfw": "fedsim.data.lfw:lfw",
     "hf:NAME": "fedsim.data.hugging_face:hugging_face",
+    "python-docs": "fedsim.data.corpora:python_docs",
+    "text-folder": "fedsim.data.corpora:text_folder",
+    "tsv": "fedsim.data.corpora:tsv",
+    "hf-text:NAME": "fedsim.data.corpora:hugging_face_text",
 }
-"""Data sets by name, as text; `hf:NAME` stands for every image data set of the Hugging Face hub."""
+"""Data sets by name, as text; `hf:NAME` stands for every image data set of the Hugging Face hub,
+`hf-text:NAME` for every one of text."""
 
 PARTITIONERS = {
     "iid": "fedsim.data.partition:iid",

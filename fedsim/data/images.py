@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.data.kinds import Modality
+from fedsim.errors import FedsimError
 
 Array = npt.NDArray[Any]
 Limit = Annotated[int, Field(ge=1)] | None
@@ -32,6 +33,8 @@ class ImageData:
         test_labels: Like `train_labels`.
         class_names: K names; a label is an index into them.
     """
+
+    modality: ClassVar[Modality] = "image"
 
     name: str
     train_inputs: Tensor
@@ -117,29 +120,3 @@ def split(images: Array, labels: Array) -> tuple[tuple[Array, Array], tuple[Arra
         np.arange(len(labels)), test_size=num_test, random_state=SPLIT_SEED, stratify=labels
     )
     return (images[train], labels[train]), (images[test], labels[test])
-
-
-def public_sample(data: ImageData, size: int, rng: torch.Generator) -> Tensor:
-    """Return `size` test images, drawn without replacement: the adversary's public sample.
-
-    No client holds them. Evaluation uses the whole test split all the same: nothing is trained on
-    the sample, and accuracy must not depend on what an adversary knows.
-
-    Args:
-        data: Where to draw from.
-        size: Number of images.
-        rng: A CPU generator.
-
-    Returns:
-        Pixels in [0, 1], shape (size, C, H, W).
-
-    Raises:
-        ConfigError: The test split is smaller than `size`.
-    """
-    available = len(data.test_inputs)
-    if size > available:
-        raise ConfigError(
-            f"adversary.public_sample must be at most {available}, the size of the test split of "
-            f"'{data.name}', got {size}"
-        )
-    return data.test_inputs[torch.randperm(available, generator=rng)[:size]]

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from fedsim.components import build, find
 from fedsim.data import DATASETS
-from fedsim.data.images import ImageData
+from fedsim.data.kinds import TaskData
 
 
-def load_data(name: str, *, root: str = "", options: Mapping[str, object]) -> ImageData:
+def load_data(name: str, *, root: str = "", options: Mapping[str, object]) -> TaskData:
     """Return the data set called `name`; the last few are kept for the life of the process.
 
     Args:
         name: From `fedsim list tasks`, `hf:NAME`, or the user's own `package.module:Name`: a
-            function of keyword options that returns `ImageData`; it is given `root` if it asks.
+            function of keyword options that returns `ImageData`, `TextData` or `TableData`; it is
+            given `root` if it asks.
         root: Folder of data sets that are not embedded; empty means the user's cache folder.
         options: What the user wrote.
 
@@ -30,10 +31,10 @@ def load_data(name: str, *, root: str = "", options: Mapping[str, object]) -> Im
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, root: Path, options: str) -> ImageData:
+def _load(name: str, root: Path, options: str) -> TaskData:
     factory = find("data", name, DATASETS)
     given = {"root": root} if "root" in inspect.signature(factory).parameters else {}
-    data: ImageData = build("data", name, DATASETS, options=json.loads(options), **given)
+    data: TaskData = build("data", name, DATASETS, options=json.loads(options), **given)
     return data
 
 

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def mlp(
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     rng: torch.Generator,
@@ -31,7 +31,7 @@ def mlp(
     """Fully connected network; with no hidden layer, logistic regression.
 
     Args:
-        input_shape: (C, H, W).
+        input_shape: Of any input that is numbers: (C, H, W) or (D,).
         num_classes: K.
         rng: Draws the weights, by PyTorch's own initialisation.
         hidden: Width of each hidden layer; may be empty.

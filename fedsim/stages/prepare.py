@@ -14,7 +14,7 @@ from attacks.observation import ActiveAttack, Attack, AttackFailed, Knowledge, L
 from attacks.threats import Capability, ThreatModel
 from fedsim.catalog import BUILD_CHECKS, BUILD_STRATEGY, load, nearest
 from fedsim.config import Experiment
-from fedsim.data.images import public_sample
+from fedsim.data.public import public_sample
 from fedsim.defenses import Particular, build_chain
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, trail
@@ -128,6 +128,8 @@ def _check(experiment: Experiment) -> Plan:
         num_classes=task.num_classes,
         recipe=recipe,
         batch_size=most_distinct(experiment, shares) * num_heard,
+        tokens=task.tokens,
+        columns=task.columns,
     )
     rng = stream(experiment.seed, "public-sample")
     sample = public_sample(task.data, experiment.adversary.public_sample, rng)

@@ -16,7 +16,8 @@ from attacks.observation import (
     Reconstruction,
 )
 from attacks.threats import Capability
-from fedsim.data.load import load_data
+from fedsim.data.digits import digits
+from fedsim.data.photos import photos
 from fedsim.models.lenet import dlg_lenet
 
 from .overhearing import overhear
@@ -242,7 +243,7 @@ def test_the_value_is_a_product_unless_a_weight_makes_it_a_sum(
 
 
 def test_where_the_gradient_gives_a_digit_away_total_variation_does_not_draw_it_aside() -> None:
-    data = load_data("digits", options={})
+    data = digits()
     digit, label = data.train_inputs[3:4], data.train_labels[3:4]
     lenet = dlg_lenet(data.input_shape, data.num_classes, rng=torch.Generator().manual_seed(0))
     seen, known = overhear(lenet, digit, label)
@@ -288,7 +289,7 @@ def test_adam_sees_signs_only_at_kinks_behind_a_normalisation(
 
 @pytest.mark.slow
 def test_a_photograph_is_approached_by_slopes_and_not_by_their_signs() -> None:
-    data = load_data("photos", options={})
+    data = photos()
     blurred, label = data.train_inputs[1:2], data.train_labels[1:2]
     lenet = dlg_lenet(data.input_shape, data.num_classes, rng=torch.Generator().manual_seed(0))
     seen, known = overhear(lenet, blurred, label)

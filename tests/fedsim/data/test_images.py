@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.images import ImageData, image_data, public_sample, split
+from fedsim.data.images import ImageData, image_data, split
+from fedsim.data.public import public_sample
 from fedsim.errors import ConfigError, FedsimError
 
 
