@@ -273,6 +273,11 @@ class ScoreConfig(Section):
 
     success_threshold_db: float = 30.0
     """An image is recovered when its PSNR reaches this many dB."""
+    success_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """A text is recovered when this share of its tokens is right at its place, a row of a table
+    when this share of its features is."""
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """A number of a table is right when it is off by no more than this share of its range."""
 
 
 class OutputConfig(Section):

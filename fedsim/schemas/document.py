@@ -9,6 +9,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Status = Literal["done", "unfinished", "failed", "unscored"]
+Modality = Literal["image", "text", "table"]
 RunStatus = Literal["done", "interrupted", "failed"]
 
 

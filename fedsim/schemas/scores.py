@@ -1,6 +1,8 @@
 """How close an attack came on one observation."""
 
-from fedsim.schemas.document import Count, Document, Seconds, Share, Status
+from typing import Literal
+
+from fedsim.schemas.document import Count, Document, Modality, Seconds, Share, Status
 
 
 class ImageScore(Document):
@@ -29,6 +31,60 @@ class ImageScore(Document):
     identified: bool | None = None
     """Whether this is the image nearest to the guess, in its batch and in the pool of the score;
     null without a guess."""
+    certified: bool | None = None
+    """Whether the attack says that it has proved this guess; null if it proves nothing."""
+
+
+class TextScore(Document):
+    """One private text and the guess paired with it; pads count for nothing."""
+
+    truth: Count
+    """Place of the private text in its batch."""
+    guess: Count | None
+    """Place of the guess; null if none was left for this text: a miss."""
+    accuracy: Share | None
+    """Share of private tokens that stand at their place in the guess."""
+    exact: bool
+    """Whether the guess is the text, token by token."""
+    rouge1: Share | None
+    """F-measure of single tokens that guess and text share, in any order."""
+    rouge2: Share | None
+    """F-measure of pairs of tokens that follow each other."""
+    rouge_l: Share | None
+    """F-measure of the longest common subsequence."""
+    num_tokens: Count
+    """Private tokens, without special ones."""
+    label: int | None
+    """Private class; null where tokens are predicted."""
+    guessed_label: int | None
+    """Class guessed with this text; null if none was."""
+    recovered: bool
+    """Whether the accuracy reaches the threshold."""
+    certified: bool | None = None
+    """Whether the attack says that it has proved this guess; null if it proves nothing."""
+
+
+class RowScore(Document):
+    """One private row of a table and the guess paired with it."""
+
+    truth: Count
+    """Place of the private row in its batch."""
+    guess: Count | None
+    """Place of the guess; null if none was left for this row: a miss."""
+    accuracy: Share | None
+    """Share of features that are right: categories the same, numbers within the tolerance."""
+    exact: bool
+    """Whether all are."""
+    wrong: list[Count]
+    """The features that are not, by place in the table."""
+    confidence: list[Share] = []
+    """How sure the attack is of each feature; empty if it does not say."""
+    label: int
+    """Private label."""
+    guessed_label: int | None
+    """Label guessed with this row; null if none was."""
+    recovered: bool
+    """Whether the accuracy reaches the threshold."""
     certified: bool | None = None
     """Whether the attack says that it has proved this guess; null if it proves nothing."""
 
@@ -68,6 +124,10 @@ class Baselines(Document):
     nearest_public: Quality = Quality()
     """For each image the nearest of the public sample. It is chosen with the truth, and may serve
     twice: an upper bound on what guessing from public data can do, not an adversary."""
+    accuracy: dict[Literal["random_guess", "data_mean", "nearest_public"], list[Share]] = {}
+    """The same of texts and rows, as `accuracy`, a value per private one. At random: tokens drawn
+    as often as the public sample has them, or one of its rows. The data mean: its most frequent
+    token at each place, or each column's mode or mean."""
 
 
 class Score(Document):
@@ -93,6 +153,17 @@ class Score(Document):
     """Private images behind the update; null if the truth is not there."""
     images: list[ImageScore]
     """A value per private image; empty if the attack failed or guessed no images."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, everything that is said of images holds."""
+    texts: list[TextScore] = []
+    """In place of `images`, where clients hold text."""
+    rows: list[RowScore] = []
+    """In place of `images`, where clients hold a table."""
+    success_accuracy: Share | None = None
+    """Accuracy from which a text or a row counts as recovered; null for images."""
+    tolerance: Share | None = None
+    """Share of its range by which a number of a table may be off and be right; null if there is no
+    table."""
     label_accuracy: Share | None
     """Share of private labels guessed right: of paired images, or as a multiset when the attack
     guesses labels alone; null if it guesses none."""

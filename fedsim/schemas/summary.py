@@ -3,7 +3,7 @@
 from typing import Literal
 
 from fedsim.records import FORMAT
-from fedsim.schemas.document import Count, Document, RunStatus, Seconds, Sha256, Share
+from fedsim.schemas.document import Count, Document, Modality, RunStatus, Seconds, Sha256, Share
 from fedsim.schemas.peers import PeersSummary
 from fedsim.schemas.scores import Copies
 from fedsim.schemas.statistics import Medians, Spread
@@ -58,6 +58,23 @@ class Leakage(Document):
     """Medians over the private images."""
     baseline_psnr_db: float | None
     """The median for `data_mean`, the baseline that tables show."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, what is said of images holds."""
+    accuracy: Spread | None = None
+    """Of guessed texts, share of tokens at their place; of rows, share of features; null for images
+    or if there is no guess."""
+    exact: Share | None = None
+    """Share of private texts or rows that were guessed without a fault; null for images."""
+    rouge1: Spread | None = None
+    """Of guessed texts, as `TextScore` says."""
+    rouge2: Spread | None = None
+    """As `rouge1`."""
+    rouge_l: Spread | None = None
+    """As `rouge1`."""
+    baseline_accuracy: Share | None = None
+    """Median accuracy of guessing the data mean; null for images."""
+    success_accuracy: Share | None = None
+    """Accuracy from which a text or a row counts as recovered; null for images."""
     seconds_per_victim: Seconds
     """Mean wall time of an attack, failed ones included."""
     registered_psnr_db: Spread | None = None

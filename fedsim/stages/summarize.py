@@ -5,6 +5,7 @@ from statistics import fmean, median
 from typing import cast
 
 from fedsim.files import Record, replace_json
+from fedsim.quality import baseline_values, examples, modality_of
 from fedsim.records import RunDirectory
 from fedsim.schemas.document import RunStatus
 from fedsim.schemas.statistics import Medians
@@ -91,7 +92,7 @@ def leakage(scores: Iterable[Record]) -> list[Leakage]:
 
 def _row(scores: Sequence[Record]) -> Leakage:
     first = scores[0]
-    images = [image for score in scores for image in score["images"]]
+    images = [image for score in scores for image in examples(score)]
     num_images = sum(score["batch_size"] for score in scores)
     num_recovered = sum(image["recovered"] for image in images)
     guesses_images = bool(images) or all(score["status"] == "failed" for score in scores)
@@ -106,9 +107,9 @@ def _row(scores: Sequence[Record]) -> Leakage:
         num_images=num_images,
         num_guessed=sum(image["guess"] is not None for image in images),
         num_recovered=num_recovered,
-        psnr_db=spread(image["psnr_db"] for image in images),
-        ssim=spread(image["ssim"] for image in images),
-        mse=spread((image["mse"] for image in images), lower_is_better=True),
+        psnr_db=spread(image.get("psnr_db") for image in images),
+        ssim=spread(image.get("ssim") for image in images),
+        mse=spread((image.get("mse") for image in images), lower_is_better=True),
         label_accuracy=_weighted(scores, "label_accuracy"),
         success_rate=num_recovered / num_images if guesses_images and num_images else None,
         success_threshold_db=first["success_threshold_db"],
@@ -116,7 +117,25 @@ def _row(scores: Sequence[Record]) -> Leakage:
         baseline_psnr_db=baselines.data_mean.psnr_db,
         seconds_per_victim=fmean(score["seconds"] for score in scores),
         **_details(scores, images),
+        **_accuracy(scores, images, num_images),
     )
+
+
+def _accuracy(scores: Sequence[Record], examples: Sequence[Record], num_private: int) -> Record:
+    """Return what is said of texts and rows alone."""
+    modality = modality_of(scores[0])
+    if modality == "image":
+        return {}
+    guesses = [value for score in scores for value in baseline_values(score)]
+    return {
+        "modality": modality,
+        "accuracy": spread(one["accuracy"] for one in examples),
+        "exact": sum(one["exact"] for one in examples) / num_private if num_private else None,
+        "baseline_accuracy": median(guesses) if guesses else None,
+        "success_accuracy": scores[0]["success_accuracy"],
+    } | {
+        name: spread(one.get(name) for one in examples) for name in ("rouge1", "rouge2", "rouge_l")
+    }
 
 
 def _details(scores: Sequence[Record], images: Sequence[Record]) -> Record:
