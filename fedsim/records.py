@@ -124,6 +124,11 @@ class RunDirectory:
         return self.root / "environment.json"
 
     @property
+    def data(self) -> Path:
+        """What the numbers of inputs and labels stand for."""
+        return self.root / "data.json"
+
+    @property
     def topology(self) -> Path:
         """Who may speak to whom, in a run without a server."""
         return self.root / "topology.json"

@@ -11,6 +11,7 @@ from typing import Any
 from fedsim.files import replace_bytes
 from fedsim.schemas.adversary import KnowledgeRecord, OracleLabels, Threat
 from fedsim.schemas.course import Alarms, Environment, Event, Round
+from fedsim.schemas.data import DataRecord
 from fedsim.schemas.document import Document
 from fedsim.schemas.gate import GateRecord
 from fedsim.schemas.observations import ObservationRecord, ProgressRecord, ReconstructionRecord
@@ -26,6 +27,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "threat": Threat,
     "knowledge": KnowledgeRecord,
     "oracle": OracleLabels,
+    "data": DataRecord,
     "topology": TopologyRecord,
     "alarms": Alarms,
     "round": Round,

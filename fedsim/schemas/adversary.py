@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from attacks.threats import Capability, Position
+from fedsim.schemas.data import ColumnRecord, TokensRecord
 from fedsim.schemas.document import Count, Document
 
 
@@ -115,7 +116,11 @@ class KnowledgeRecord(Document):
     num_classes: Count | None = None
     """Width of the model's output."""
     input_shape: list[int] | None = None
-    """Shape of one input, [C, H, W]."""
+    """Shape of one input: [C, H, W] of images, [T] of text, [D] of tables."""
+    tokens: TokensRecord | None = None
+    """Of text, its vocabulary and what is predicted."""
+    columns: list[ColumnRecord] | None = None
+    """Of a table, its features."""
     input_range: tuple[float, float] | None = None
     """Lowest and highest value of an input."""
     batch_size: Count | None = None

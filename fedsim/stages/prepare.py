@@ -18,6 +18,7 @@ from fedsim.data.public import public_sample
 from fedsim.defenses import Particular, build_chain
 from fedsim.engines import ENGINES
 from fedsim.errors import ConfigError, FedsimError, trail
+from fedsim.examples import write_data
 from fedsim.files import Record, replace_bytes, replace_json
 from fedsim.knowledge import (
     knowledge_from,
@@ -222,6 +223,7 @@ def write_plan(plan: Plan, run: RunDirectory) -> None:
     places = places_of(plan.experiment) if plan.experiment.decentralised else None
     replace_json(run.root / "threat.json", threat_record(plan.threat, places))
     write_knowledge(run, plan.told, granted_sample(plan))
+    write_data(run, plan.task)
     if plan.experiment.decentralised:
         replace_json(run.topology, topology_record(plan.experiment))
     replace_bytes(run.config, plan.experiment.to_toml().encode())  # last: it makes it a run
