@@ -77,9 +77,8 @@ def baseline_values(score: Record, name: str = "data_mean") -> list[float]:
         score: The score.
         name: Of the guess: random_guess, data_mean or nearest_public.
     """
-    baselines = score["baselines"]
     if modality_of(score) == "image":
-        found: list[float] = baselines[name]["psnr_db"]
+        found: list[float] = score["baselines"][name]["psnr_db"]
     else:
-        found = baselines["accuracy"].get(name, [])
+        found = score["baseline_accuracy"].get(name, [])
     return found

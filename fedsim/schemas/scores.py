@@ -4,6 +4,8 @@ from typing import Literal
 
 from fedsim.schemas.document import Count, Document, Modality, Seconds, Share, Status
 
+Baseline = Literal["random_guess", "data_mean", "nearest_public"]
+
 
 class ImageScore(Document):
     """One private image and the guess paired with it."""
@@ -124,10 +126,6 @@ class Baselines(Document):
     nearest_public: Quality = Quality()
     """For each image the nearest of the public sample. It is chosen with the truth, and may serve
     twice: an upper bound on what guessing from public data can do, not an adversary."""
-    accuracy: dict[Literal["random_guess", "data_mean", "nearest_public"], list[Share]] = {}
-    """The same of texts and rows, as `accuracy`, a value per private one. At random: tokens drawn
-    as often as the public sample has them, or one of its rows. The data mean: its most frequent
-    token at each place, or each column's mode or mean."""
 
 
 class Score(Document):
@@ -161,6 +159,10 @@ class Score(Document):
     """In place of `images`, where clients hold a table."""
     success_accuracy: Share | None = None
     """Accuracy from which a text or a row counts as recovered; null for images."""
+    baseline_accuracy: dict[Baseline, list[Share]] = {}
+    """The baselines of texts and rows, as `accuracy`, a value per private one. `random_guess` draws
+    tokens as often as the public sample has them, or one of its rows; `data_mean` is its most
+    frequent token at each place, or each column's mode or mean."""
     tolerance: Share | None = None
     """Share of its range by which a number of a table may be off and be right; null if there is no
     table."""
@@ -173,7 +175,7 @@ class Score(Document):
     success_threshold_db: float
     """PSNR from which an image counts as recovered."""
     baselines: Baselines
-    """Three guesses that need no attack."""
+    """Three guesses that need no attack; empty for texts and rows."""
     matching_loss: float | None
     """What the attacker saw."""
     steps: Count
