@@ -17,6 +17,10 @@ DATASETS = {
     "text-folder": "fedsim.data.corpora:text_folder",
     "tsv": "fedsim.data.corpora:tsv",
     "hf-text:NAME": "fedsim.data.corpora:hugging_face_text",
+    "breast-cancer": "fedsim.data.tables:breast_cancer",
+    "wine": "fedsim.data.tables:wine",
+    "adult": "fedsim.data.tables:adult",
+    "csv": "fedsim.data.tables:csv_table",
 }
 """Data sets by name, as text; `hf:NAME` stands for every image data set of the Hugging Face hub,
 `hf-text:NAME` for every one of text."""

@@ -115,8 +115,10 @@ def decode(encoded: Tensor, columns: Columns) -> list[list[Value]]:
         if column.categories:
             of_features.append([column.categories[hot] for hot in part.argmax(dim=1).tolist()])
             continue
-        numbers = column.low + part[:, 0].clamp(0, 1) * (column.high - column.low)
-        of_features.append(numbers.round().tolist() if column.whole else numbers.tolist())
+        numbers = (column.low + part[:, 0].clamp(0, 1) * (column.high - column.low)).tolist()
+        of_features.append(
+            [round(one) if column.whole else float(f"{one:.6g}") for one in numbers]
+        )  # float32 holds seven digits
     return [list(row) for row in zip(*of_features, strict=True)]
 
 
