@@ -218,6 +218,8 @@ class Reconstruction:
         finished: False when the time budget ended it early; the guess is the best so far.
         certified: Per guess, whether the attack has proved it, by recomputing what was heard from
             it, (B,) bool; None for an attack that proves nothing.
+        confidence: Of rows of a table, what the attack says of its own certainty: per feature of
+            each guess, (B, F), from 0 to 1, which is sure; None for an attack that says nothing.
         snapshots: How the guess came about, first to last.
         notes: What the attack wants the reader to know, by short name.
     """
@@ -229,6 +231,7 @@ class Reconstruction:
     seconds: float = 0.0
     finished: bool = True
     certified: Tensor | None = None
+    confidence: Tensor | None = None
     snapshots: tuple[Snapshot, ...] = ()
     notes: Mapping[str, str | float] = field(default_factory=dict)
 
