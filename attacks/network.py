@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.global_generators import global_generators
 from attacks.observation import AttackFailed, Knowledge, Tensors
+from attacks.text.language import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,8 +134,13 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, training: bool = Fa
                     lambda module, _, outputs, name=name: after(name, module, outputs)
                 ),
             ]
-    example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    example = example.to(next(model.parameters(), example))  # device and precision
+    rng = torch.Generator().manual_seed(0)
+    if isinstance(model, LanguageModel):
+        some = model.token_embedding.weight
+        example = torch.randint(len(some), (1, *input_shape), generator=rng).to(some.device)
+    else:
+        example = torch.randn(1, *input_shape, generator=rng)
+        example = example.to(next(model.parameters(), example))  # device and precision
     with torch.no_grad(), global_generators(int(training), example.device):
         outputs = logits_of(model, example.clone())
     for handle in handles:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.observation import Knowledge, Loss, Observation
+from attacks.text.language import LanguageModel
 from fedsim.config import Experiment
 from fedsim.defenses import Place
 from fedsim.errors import ConfigError
@@ -41,8 +42,13 @@ class Mixup:
         if not self.alpha > 0:
             raise ValueError(f"alpha must be above 0, got {self.alpha}")
 
-    def check(self, experiment: Experiment, model: nn.Module) -> None:  # noqa: ARG002
-        """Refuse batches in which there is nobody to blend with."""
+    def check(self, experiment: Experiment, model: nn.Module) -> None:
+        """Refuse text, and batches in which there is nobody to blend with."""
+        if isinstance(model, LanguageModel):
+            raise ConfigError(
+                "mixup blends the pixels of images, and tokens cannot be blended; choose another "
+                "defense for text"
+            )
         if experiment.training.batch_size < 2:
             raise ConfigError(
                 "mixup blends the images of a batch, and training.batch_size is 1; set it to 2 or "

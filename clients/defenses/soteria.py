@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from attacks.defense import change_of, hide
 from attacks.network import known_architecture, trace
 from attacks.observation import AttackFailed, Knowledge, Observation, Tensors
+from attacks.text.language import LanguageModel
 from fedsim.config import Experiment
 from fedsim.defenses import Place, Situation
 from fedsim.errors import ConfigError
@@ -52,7 +53,12 @@ class Soteria:
             raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
 
     def check(self, experiment: Experiment, model: nn.Module) -> None:  # noqa: ARG002
-        """Refuse a model without such a layer."""
+        """Refuse a model of text, or one without such a layer."""
+        if isinstance(model, LanguageModel):
+            raise ConfigError(
+                "defenses: soteria asks how features move with the pixels of an image, and tokens "
+                "do not move; choose another defense for text"
+            )
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         if self.layer not in linear and (self.layer or not linear):
             wanted = f"a linear layer '{self.layer}'" if self.layer else "a linear layer"

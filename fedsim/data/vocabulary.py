@@ -133,4 +133,5 @@ def written(words: Sequence[str]) -> str:
     text = " ".join(words).replace(" ##", "")
     if "\u0120" in text:  # how byte-level vocabularies write a blank
         text = "".join(words).replace("\u0120", " ")
-    return re.sub(r" ([.,:;!?)\]'])", r"\1", text).strip()
+    text = re.sub(r" ' (s|t|d|m|re|ve|ll)\b", r"'\1", text)
+    return re.sub(r" ([.,:;!?)\]])", r"\1", text).strip()

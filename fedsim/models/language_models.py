@@ -50,12 +50,25 @@ class Transformer(nn.Module):
             inputs: Tokens (B, T), int64; or embeddings of tokens (B, T, D), none of them a pad.
         """
         if inputs.is_floating_point():
-            attended = torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
-            logits: Tensor = self.network(inputs_embeds=inputs, attention_mask=attended).logits
+            attended = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+            given = {"inputs_embeds": inputs}
         else:
-            attended = (inputs != self.pad).long()
-            logits = self.network(input_ids=inputs, attention_mask=attended).logits
+            attended, given = inputs != self.pad, {"input_ids": inputs}
+        logits: Tensor = self.network(**given, attention_mask=self._mask(attended)).logits
         return logits
+
+    def _mask(self, attended: Tensor) -> Tensor:
+        """Return what is added to attention scores, (B, 1, T, T).
+
+        The library would look at the values to save work, which forbids `vmap` over examples.
+        """
+        length = attended.shape[1]
+        allowed = attended[:, None, None, :].expand(-1, 1, length, length)
+        if self.causal:
+            ones = torch.ones(length, length, dtype=torch.bool, device=attended.device)
+            allowed = allowed & ones.tril()
+        kind = next(self.network.parameters()).dtype
+        return torch.zeros_like(allowed, dtype=kind).masked_fill(~allowed, torch.finfo(kind).min)
 
 
 def bert(
