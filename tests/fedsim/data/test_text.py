@@ -77,7 +77,7 @@ def test_the_label_of_a_place_is_the_token_after_it() -> None:
 def test_packed_examples_have_no_pads() -> None:
     data = python_docs(task="causal", length=32, packed=True)
 
-    assert (data.train_inputs != data.tokens.pad).all()
+    assert torch.all(data.train_inputs != data.tokens.pad)
     assert (data.train_inputs[:, 0] == data.tokens.start).all()
 
 
@@ -87,7 +87,7 @@ def test_what_is_public_is_what_was_written_not_what_was_masked(rng: torch.Gener
     sample = public_sample(data, 50, rng)
 
     assert sample.shape == (50, 16)
-    assert not (sample == data.tokens.mask).any()
+    assert data.tokens.mask not in sample.flatten().tolist()
 
 
 def test_a_folder_of_text_files_is_read_sentence_by_sentence(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_cola_is_read_with_the_vocabulary_of_bert(real_data: Path) -> None:
     assert (data.tokens.pad, data.tokens.start, data.tokens.end, data.tokens.mask) == (
         0, 101, 102, 103,
     )  # fmt: skip
-    assert text_of(data, 0).startswith("our friends won ' t buy this analysis")
+    assert text_of(data, 0).startswith("our friends won't buy this analysis, let alone")
     assert float(data.train_labels.float().mean()) == pytest.approx(0.704, abs=0.001)
 
 
@@ -186,7 +186,7 @@ def test_a_vocabulary_is_learned_read_and_refused(tmp_path: Path) -> None:
     text = ["the cat sat"]
     assert learned.encode(text) == by_words.encode(text) == by_library.encode(text)
     assert written([learned.words[one] for one in learned.encode(text)[0]]) == text[0]
-    with pytest.raises(DataMissing, match="holds no tokenizer.json or vocab.txt"):
+    with pytest.raises(DataMissing, match=r"holds no tokenizer\.json or vocab\.txt"):
         read_vocabulary(tmp_path / "nowhere")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="is no vocabulary"):

@@ -167,5 +167,5 @@ def test_pretrained_weights_are_read_from_a_folder(tmp_path: object) -> None:
 
     tokens = torch.tensor([[1, 5, 6, 7, 2]])
     torch.testing.assert_close(read(tokens), model(tokens))
-    with pytest.raises(ConfigError, match="set data.options.length to no more"):
+    with pytest.raises(ConfigError, match=r"set data\.options\.length to no more"):
         bert((9,), 30, rng=torch.Generator(), tokens=tokens_of("masked"), pretrained=str(tmp_path))

@@ -22,11 +22,11 @@ def test_the_worst_guess_is_shown_beside_the_best(finished_run: RunDirectory) ->
 
     (best, median, worst) = best_median_worst(pairs)
 
-    values = sorted(pair.psnr_db or 0.0 for pair in pairs)
+    values = sorted(pair.value or 0.0 for pair in pairs)
     assert [name for name, _ in (best, median, worst)] == ["best", "median", "worst"]
-    assert best[1].psnr_db == values[-1]
-    assert worst[1].psnr_db == values[0]
-    assert values[0] < (median[1].psnr_db or 0.0) < values[-1]
+    assert best[1].value == values[-1]
+    assert worst[1].value == values[0]
+    assert values[0] < (median[1].value or 0.0) < values[-1]
     assert [name for name, _ in best_median_worst(pairs[:2])] == ["best", "worst"]
     assert [name for name, _ in best_median_worst(pairs[:1])] == ["only guess"]
     assert best_median_worst([]) == []
@@ -42,7 +42,7 @@ def test_a_guess_is_shown_beside_the_image_it_was_paired_with(finished_run: RunD
     assert original is not None
     assert guess is not None
     error = (original - guess).square().mean()
-    torch.testing.assert_close(float(-10 * error.log10()), best.psnr_db, atol=1e-3, rtol=0)
+    torch.testing.assert_close(float(-10 * error.log10()), best.value, atol=1e-3, rtol=0)
 
 
 def test_another_attack_is_shown_on_the_same_private_image(finished_run: RunDirectory) -> None:
