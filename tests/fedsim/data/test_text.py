@@ -45,7 +45,7 @@ def test_masked_tokens_are_labels_and_nothing_else_is() -> None:
     plain = data.train_inputs != 0
 
     assert data.tokens.mask is not None
-    assert (data.train_inputs[chosen] == data.tokens.mask).all()
+    assert torch.all(data.train_inputs[chosen] == data.tokens.mask)
     assert not (data.train_inputs[~chosen] == data.tokens.mask).any()
     assert not torch.isin(data.train_labels[chosen], torch.tensor(list(data.tokens.special))).any()
     assert (chosen.sum(dim=1) >= 1).all()
