@@ -119,7 +119,7 @@ class AttackWorker:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            guess = sound(outcome, num_classes=self.known.num_classes)
+            guess = sound(outcome, self.known)
         except AttackFailed as failed:
             reason = str(failed)
         except Exception as error:

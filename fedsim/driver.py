@@ -277,6 +277,8 @@ def _scoring(plan: Plan) -> dict[str, Any]:
         "threat": plan.threat.name,
         "defense": plan.experiment.defense_title,
         "success_threshold_db": plan.experiment.score.success_threshold_db,
+        "success_accuracy": plan.experiment.score.success_accuracy,
+        "tolerance": plan.experiment.score.tolerance,
     }
 
 

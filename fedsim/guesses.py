@@ -12,19 +12,19 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from attacks.observation import Reconstruction, Snapshot
+from attacks.observation import Knowledge, Reconstruction, Snapshot
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def sound(guess: object, *, num_classes: int | None = None) -> Reconstruction:
+def sound(guess: object, known: Knowledge | None = None) -> Reconstruction:
     """Return `guess` if everything in it has the form that `Reconstruction` says.
 
     Inputs may hold NaN, and may have the wrong shape (C, H, W): scoring says so of each.
 
     Args:
         guess: What an attack returned.
-        num_classes: K; None if the attacker does not know.
+        known: What it was granted: whether inputs are images, text or rows, and how many classes.
 
     Raises:
         TypeError: It has not; the message says what was expected and what came.
@@ -32,24 +32,53 @@ def sound(guess: object, *, num_classes: int | None = None) -> Reconstruction:
     if not isinstance(guess, Reconstruction):  # an attack of the user's own may forget to return
         raise TypeError(f"it must return a Reconstruction, got {type(guess).__name__}")
     if guess.inputs is not None:
-        _check_images("inputs", guess.inputs)
+        _check_inputs("inputs", guess.inputs, known)
     if guess.labels is not None:
-        _check_labels(guess.labels, guess.inputs, num_classes)
+        _check_labels(guess.labels, guess.inputs, known and known.num_classes)
     if guess.certified is not None:
         _check_proofs(guess.certified, guess.labels if guess.inputs is None else guess.inputs)
+    if guess.confidence is not None:
+        _check_confidence(guess.confidence, guess.inputs)
     _check_numbers(guess)
     for snapshot in guess.snapshots:
         if not isinstance(snapshot, Snapshot):
             raise TypeError(f"snapshots must be of Snapshot, got {type(snapshot).__name__}")
-        _check_images("inputs of a snapshot", snapshot.inputs)
+        _check_inputs("inputs of a snapshot", snapshot.inputs, known)
         _check_count("step of a snapshot", snapshot.step)
         _check_loss("matching_loss of a snapshot", snapshot.matching_loss)
     return guess
 
 
-def _check_images(what: str, images: object) -> None:
-    if not _is_plain(images) or images.dim() != 4 or images.dtype not in _FLOATS:
-        raise TypeError(f"{what} must be (B, C, H, W) of floating point, got {_form(images)}")
+def _check_inputs(what: str, inputs: object, known: Knowledge | None) -> None:
+    if known is not None and known.tokens is not None:
+        _check_tokens(what, inputs, known.tokens.vocabulary_size)
+        return
+    rows = known is not None and len(known.input_shape or ()) == 1
+    shape, dim = ("(B, D)", 2) if rows else ("(B, C, H, W)", 4)
+    if not _is_plain(inputs) or inputs.dim() != dim or inputs.dtype not in _FLOATS:
+        raise TypeError(f"{what} must be {shape} of floating point, got {_form(inputs)}")
+
+
+def _check_tokens(what: str, tokens: object, vocabulary_size: int) -> None:
+    if not _is_plain(tokens) or tokens.dim() != 2 or tokens.dtype is not torch.int64:
+        raise TypeError(f"{what} must be tokens (B, T) of torch.int64, got {_form(tokens)}")
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary_size:
+        raise TypeError(
+            f"{what} must be tokens from 0 to {vocabulary_size - 1}, got {int(tokens.min())} to "
+            f"{int(tokens.max())}"
+        )
+
+
+def _check_confidence(confidence: object, inputs: Tensor | None) -> None:
+    if (
+        inputs is None
+        or not _is_plain(confidence)
+        or confidence.dim() != 2
+        or len(confidence) != len(inputs)
+        or confidence.dtype not in _FLOATS
+        or not bool(((confidence >= 0) & (confidence <= 1)).all())
+    ):
+        raise TypeError(f"confidence must be (B, F) from 0 to 1, got {_form(confidence)}")
 
 
 def _check_labels(labels: object, inputs: Tensor | None, num_classes: int | None) -> None:

@@ -121,7 +121,7 @@ class _View:
         owners = [one for one, own in zip(self.observations, self.rngs, strict=True) if own is rng]
         if not owners and len(self.observations) == 1:
             owners = list(self.observations)
-        if len(owners) != 1 or guess.inputs.dim() != 4:
+        if len(owners) != 1 or guess.inputs.dim() not in (2, 4):
             return
         held = sum(one.numel() for key, one in self.guesses.items() if key != owners[0])
         room = (MOST_NUMBERS - held) // max(1, guess.inputs[:1].numel())

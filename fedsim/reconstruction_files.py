@@ -46,6 +46,8 @@ def write_reconstruction(
             tensors["labels"] = guess.labels
         if guess.certified is not None:
             tensors["certified"] = guess.certified
+        if guess.confidence is not None:
+            tensors["confidence"] = guess.confidence
         for index, snapshot in enumerate(guess.snapshots):
             tensors[f"snapshot/{index:03d}"] = snapshot.inputs
         record |= {
@@ -91,6 +93,7 @@ def _reconstruction(path: Path, record: Record) -> Reconstruction:
         seconds=record["seconds"],
         finished=record["status"] == "done",
         certified=tensors.get("certified"),
+        confidence=tensors.get("confidence"),
         snapshots=tuple(
             Snapshot(
                 step=one["step"],

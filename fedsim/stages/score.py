@@ -1,7 +1,7 @@
 """Compare every reconstruction with the sealed truth, and with guesses that need no attack."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,29 @@ from attacks.metrics.neighbours import COPY_MSE, distances, first_copies, identi
 from attacks.metrics.perceptual import NoBackboneError, lpips
 from attacks.metrics.registration import registered_psnr_db, registration_window
 from attacks.observation import Reconstruction, Tensors
+from fedsim.examples import Reader, read_data
 from fedsim.files import Record, finite
 from fedsim.records import RunDirectory
 from fedsim.schemas.document import Status
-from fedsim.schemas.scores import Baselines, Copies, ImageScore, Quality, Score
+from fedsim.schemas.scores import (
+    Baseline,
+    Baselines,
+    Copies,
+    ImageScore,
+    Quality,
+    RowScore,
+    Score,
+    TextScore,
+)
 from fedsim.seeds import stream
+from fedsim.stages.score_others import (
+    misshapen,
+    row_baselines,
+    score_rows,
+    score_texts,
+    text_baselines,
+    texts_of,
+)
 from fedsim.truth import unseal, unseal_update, unsealed_before
 
 EARLIER_IMAGES = 500
@@ -32,6 +50,8 @@ def score(
     threat: str,
     defense: str,
     success_threshold_db: float,
+    success_accuracy: float = 0.9,
+    tolerance: float = 0.05,
 ) -> list[Record]:
     """Score every reconstruction of a run anew, in place of all earlier scores; see `score_one`."""
     scores = [
@@ -43,6 +63,8 @@ def score(
             threat=threat,
             defense=defense,
             success_threshold_db=success_threshold_db,
+            success_accuracy=success_accuracy,
+            tolerance=tolerance,
         )
         for record in run.reconstruction_records()
     ]
@@ -59,6 +81,8 @@ def score_one(
     threat: str,
     defense: str,
     success_threshold_db: float,
+    success_accuracy: float = 0.9,
+    tolerance: float = 0.05,
 ) -> Record:
     """Return the score of one reconstruction, as `scores.jsonl` holds it.
 
@@ -77,18 +101,34 @@ def score_one(
         threat: Name of the threat model.
         defense: Name of the defense in force.
         success_threshold_db: PSNR from which an image counts as recovered.
+        success_accuracy: Accuracy from which a text or a row does.
+        tolerance: Share of its range by which a number of a table may be off.
     """
+    reader = read_data(run)
     guess = run.read_reconstruction(record)
     truth = unseal(run, record["round"], record["victim"])
     if truth is not None and not len(truth[0]):
         judged, guesses = _empty_batch(run, record), Baselines()
     elif truth is None:
         judged, guesses = _no_truth(run, record), Baselines()
+    elif reader.modality != "image":
+        judged, guesses = (
+            _judge_others(run, record, guess, truth, reader, success_accuracy, tolerance),
+            Baselines(),
+        )
     else:
         pool = _pool(run, record["round"], truth[0], public_sample)
         judged = _judge(run, record, guess, *truth, pool, success_threshold_db)
         rng = stream(seed, "baseline", record["observation"])
         guesses = baselines(truth[0], public_sample, rng)
+    beside: dict[Baseline, list[float]] = {}
+    if truth is not None and len(truth[0]) and reader.modality != "image":
+        rng = stream(seed, "baseline", record["observation"])
+        beside = (
+            text_baselines(truth, public_sample, reader, rng)
+            if reader.modality == "text"
+            else row_baselines(truth[0], public_sample, reader, tolerance, rng)
+        )
     update_error, weights_error = isolation_errors(run, record)
     return Score(
         observation=record["observation"],
@@ -101,6 +141,12 @@ def score_one(
         reason=judged.reason,
         batch_size=None if truth is None else len(truth[0]),
         images=list(judged.images),
+        modality=reader.modality,
+        texts=list(judged.texts),
+        rows=list(judged.rows),
+        success_accuracy=None if reader.modality == "image" else success_accuracy,
+        tolerance=tolerance if reader.modality == "table" else None,
+        baseline_accuracy=beside,
         label_accuracy=judged.label_accuracy,
         success_rate=judged.success_rate,
         success_threshold_db=success_threshold_db,
@@ -176,6 +222,8 @@ class _Judged:
     status: Status
     reason: str | None = None
     images: tuple[ImageScore, ...] = ()
+    texts: tuple[TextScore, ...] = ()
+    rows: tuple[RowScore, ...] = ()
     label_accuracy: float | None = None
     success_rate: float | None = None
     label_set_accuracy: float | None = None
@@ -306,6 +354,69 @@ def _judge(
     )
 
 
+def _judge_others(
+    run: RunDirectory,
+    record: Record,
+    guess: Reconstruction,
+    truth: tuple[Tensor, Tensor],
+    reader: Reader,
+    success_accuracy: float,
+    tolerance: float,
+) -> _Judged:
+    """Judge a guess at texts or rows."""
+    num_private, labels = len(truth[0]), truth[1]
+    private = texts_of(truth, reader) if reader.modality == "text" else truth[0]
+    firsts = [private.tolist().index(one) for one in private.tolist()]
+    common = _Judged(
+        status=record["status"],
+        reason=record["reason"],
+        copies=Copies(private=num_private - len(set(firsts))),
+        num_distinct=len(set(firsts)),
+    )
+    if record["status"] == "failed":
+        return replace(common, success_rate=0.0)
+    if labels.ndim == 1 and guess.labels is not None and guess.labels.ndim == 1:
+        guessed = guess.labels.cpu()[:num_private]
+        count_accuracy = multiset_overlap(guessed, labels)
+        common = replace(
+            common,
+            label_set_accuracy=class_overlap(guessed, labels),
+            label_count_accuracy=count_accuracy,
+            label_accuracy=count_accuracy if guess.inputs is None else None,
+        )
+    if guess.inputs is None:
+        return common
+    if (fault := misshapen(guess.inputs, private, reader.modality)) is not None:
+        run.append_event("misshapen-guess", f"{_title(record)}: {fault}")
+        return replace(common, status="failed", reason=fault, success_rate=0.0)
+    usable = _usable(guess.inputs.double(), num_private)
+    found: Sequence[TextScore | RowScore]
+    if reader.modality == "text":
+        texts = score_texts(guess, guess.inputs, usable, private, labels, reader, success_accuracy)
+        found, common = texts, replace(common, texts=tuple(texts))
+    else:
+        rows = score_rows(
+            guess, guess.inputs, usable, private, labels, reader, success_accuracy, tolerance
+        )
+        found, common = rows, replace(common, rows=tuple(rows))
+    certified = 0 if guess.certified is None else int(guess.certified.sum())
+    proved = sum(
+        bool(one.certified and one.exact) and one.guessed_label in (None, one.label)
+        for one in found
+    )
+    right = sum(one.guessed_label == one.label for one in found)
+    told = labels.ndim == 1 and guess.labels is not None and guess.labels.ndim == 1
+    return replace(
+        common,
+        reason=common.reason or _left_out(len(guess.inputs), len(usable), num_private),
+        label_accuracy=right / num_private if told else None,
+        success_rate=sum(one.recovered for one in found) / num_private,
+        distinct_recovered=len({firsts[one.truth] for one in found if one.recovered}),
+        certified=certified,
+        certified_wrong=certified - proved,
+    )
+
+
 def _copies(guesses: Tensor, private: int, public: Tensor) -> Copies:
     return Copies(
         private=private,
@@ -321,7 +432,7 @@ def _usable(inputs: Tensor, batch_size: int) -> list[int]:
 
 def _left_out(num_guesses: int, num_usable: int, batch_size: int) -> str | None:
     if num_guesses > batch_size:
-        return f"{num_guesses} guesses for {batch_size} images: only the first {batch_size} count"
+        return f"{num_guesses} guesses for {batch_size} examples: only the first {batch_size} count"
     if num_usable < num_guesses:
         return f"{num_guesses - num_usable} of {num_guesses} guesses hold NaN or infinity"
     return None

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from attacks.observation import Reconstruction, Snapshot
+from attacks.observation import Knowledge, Reconstruction, Snapshot
+from attacks.text.tokens import Tokens
 from fedsim.guesses import sound
 
 IMAGES = torch.rand(2, 1, 8, 8)
@@ -29,7 +30,7 @@ def test_a_guess_of_the_right_form_is_returned_as_it_is() -> None:
         Reconstruction(inputs=None, labels=LABELS[:1]),
         Reconstruction(inputs=None, labels=None),
     ):
-        assert sound(guess, num_classes=10) is guess
+        assert sound(guess, Knowledge(num_classes=10)) is guess
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_guess_of_a_wrong_form_is_refused_with_what_came(
     guess = Reconstruction(**{"inputs": IMAGES, "labels": LABELS} | parts)
 
     with pytest.raises(TypeError, match=message):
-        sound(guess, num_classes=10)
+        sound(guess, Knowledge(num_classes=10))
 
 
 def test_where_the_classes_are_not_known_labels_are_numbers_from_zero() -> None:
@@ -76,3 +77,44 @@ def test_where_the_classes_are_not_known_labels_are_numbers_from_zero() -> None:
 
     with pytest.raises(TypeError, match="labels must be from 0 up, got -1"):
         sound(Reconstruction(inputs=None, labels=torch.tensor([-1])))
+
+
+TEXT = Knowledge(tokens=Tokens(vocabulary_size=5, head="causal"), input_shape=(3,), num_classes=5)
+ROWS = Knowledge(input_shape=(2,), num_classes=2)
+
+
+def test_texts_are_tokens_and_rows_are_numbers() -> None:
+    text = Reconstruction(inputs=torch.tensor([[0, 4, 2]]), labels=None)
+    rows = Reconstruction(
+        inputs=torch.rand(3, 2), labels=torch.tensor([0, 1, 1]), confidence=torch.ones(3, 2)
+    )
+
+    assert sound(text, TEXT) is text
+    assert sound(rows, ROWS) is rows
+
+
+@pytest.mark.parametrize(
+    ("guess", "known", "message"),
+    [
+        (Reconstruction(inputs=torch.rand(1, 3), labels=None), TEXT, "must be tokens"),
+        (Reconstruction(inputs=torch.tensor([[5]]), labels=None), TEXT, "from 0 to 4, got 5 to 5"),
+        (Reconstruction(inputs=torch.tensor([[0]]), labels=None), ROWS, "floating point"),
+        (
+            Reconstruction(inputs=torch.rand(2, 2), labels=None, confidence=torch.ones(1, 2)),
+            ROWS,
+            "confidence must be",
+        ),
+        (
+            Reconstruction(
+                inputs=torch.rand(1, 2), labels=None, confidence=torch.full((1, 2), 2.0)
+            ),
+            ROWS,
+            "confidence must be",
+        ),
+    ],
+)
+def test_what_is_no_text_and_no_row_is_refused(
+    guess: Reconstruction, known: Knowledge, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        sound(guess, known)
