@@ -15,6 +15,7 @@ from attacks.metrics.registration import registered_psnr_db, registration_window
 from attacks.observation import Reconstruction, Tensors
 from fedsim.examples import Reader, read_data
 from fedsim.files import Record, finite
+from fedsim.quality import SCALES
 from fedsim.records import RunDirectory
 from fedsim.schemas.document import Status
 from fedsim.schemas.scores import (
@@ -408,7 +409,8 @@ def _judge_others(
     told = labels.ndim == 1 and guess.labels is not None and guess.labels.ndim == 1
     return replace(
         common,
-        reason=common.reason or _left_out(len(guess.inputs), len(usable), num_private),
+        reason=common.reason
+        or _left_out(len(guess.inputs), len(usable), num_private, SCALES[reader.modality].nouns),
         label_accuracy=right / num_private if told else None,
         success_rate=sum(one.recovered for one in found) / num_private,
         distinct_recovered=len({firsts[one.truth] for one in found if one.recovered}),
@@ -430,9 +432,11 @@ def _usable(inputs: Tensor, batch_size: int) -> list[int]:
     return [place for place, ok in enumerate(finite[:batch_size]) if ok]
 
 
-def _left_out(num_guesses: int, num_usable: int, batch_size: int) -> str | None:
+def _left_out(
+    num_guesses: int, num_usable: int, batch_size: int, nouns: str = "images"
+) -> str | None:
     if num_guesses > batch_size:
-        return f"{num_guesses} guesses for {batch_size} examples: only the first {batch_size} count"
+        return f"{num_guesses} guesses for {batch_size} {nouns}: only the first {batch_size} count"
     if num_usable < num_guesses:
         return f"{num_guesses - num_usable} of {num_guesses} guesses hold NaN or infinity"
     return None
