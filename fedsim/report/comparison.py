@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 from fedsim.files import replace_bytes
+from fedsim.quality import SCALES, Scale, baseline, measured
 from fedsim.records import RunDirectory
 from fedsim.report.charts import over_rounds, scatter
 from fedsim.report.curves import Panel, Spot
@@ -16,7 +17,9 @@ from fedsim.report.page import MOST_LINES
 from fedsim.report.pictures import Row
 from fedsim.report.rendering import Chart, chart, render
 from fedsim.report.run_view import RunView
-from fedsim.report.wording import count, decibels, percent
+from fedsim.report.specimens import Specimen
+from fedsim.report.wording import count, percent
+from fedsim.schemas.document import Modality
 from fedsim.schemas.summary import Leakage
 
 COLUMNS = 4
@@ -49,6 +52,29 @@ class Compared:
         """Some of its images."""
         return self.view.sheet(COLUMNS)
 
+    @property
+    def specimens(self) -> list[Specimen]:
+        """Some of its texts or rows."""
+        return self.view.specimens(COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Runs whose leakage is on one scale: what is beside it are others' runs.
+
+    Attributes:
+        modality: What their private examples are.
+        runs: Which.
+    """
+
+    modality: Modality
+    runs: Sequence[Compared]
+
+    @property
+    def scale(self) -> Scale:
+        """On which their leakage is measured."""
+        return SCALES[self.modality]
+
 
 def compare(runs: Sequence[RunDirectory], output: Path) -> Path:
     """Write one page that shows runs side by side; return `output`.
@@ -65,13 +91,15 @@ def compare(runs: Sequence[RunDirectory], output: Path) -> Path:
         Compared(view=RunView(run), name=name, series=series)
         for series, (run, name) in enumerate(zip(runs, _names(runs), strict=True))
     ]
+    kinds = _kinds(compared)
     page = render(
         "compare.html.j2",
         runs=compared,
+        kinds=kinds,
         headline=_headline(compared),
-        curves=_curves(compared),
-        frontier=_frontier(compared),
-        distances=_distances(compared),
+        curves=_curves(kinds),
+        frontiers=[(kind.scale, drawn) for kind in kinds if (drawn := _frontier(kind))],
+        distances=_distances(kinds),
         groups=_seed_groups(compared),
         differences=_differences(compared),
         most=MOST_LINES,
@@ -88,14 +116,27 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
     return names
 
 
+def _kinds(runs: Sequence[Compared]) -> list[Kind]:
+    """Return the runs by what their private examples are, in order of first appearance."""
+    found = list(dict.fromkeys(one.view.modality for one in runs))
+    return [
+        Kind(modality=modality, runs=[one for one in runs if one.view.modality == modality])
+        for modality in found
+    ]
+
+
 def _headline(runs: Sequence[Compared]) -> str:
     attacked = [one.view for one in runs if one.view.strongest is not None]
     best = [row for view in attacked if (row := view.strongest) is not None]
     accuracies = [a for view in attacked if (a := view.utility.accuracy) is not None]
+    found_in = {one.view.scale.nouns for one in runs}
+    nouns = found_in.pop() if len(found_in) == 1 else "examples"
     if not best:
-        return f"{count(len(runs), 'run')} side by side; none has attacked images."
+        return f"{count(len(runs), 'run')} side by side; none has attacked {nouns}."
     rates = [row.success_rate or 0.0 for row in best]
-    found = f"the strongest attack of each recovered {_range(rates, percent)} of the private images"
+    found = (
+        f"the strongest attack of each recovered {_range(rates, percent)} of the private {nouns}"
+    )
     at = f", at an accuracy of {_range(accuracies, percent)}" if accuracies else ""
     all_of = "" if len(best) == len(runs) else f"{len(best)} of "
     return f"In {all_of}{count(len(runs), 'run')}, {found}{at}."
@@ -106,15 +147,18 @@ def _range(values: Sequence[float], say: Callable[[float], str]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _curves(runs: Sequence[Compared]) -> Chart | None:
+def _curves(kinds: Sequence[Kind]) -> Chart | None:
+    runs = sorted((one for kind in kinds for one in kind.runs), key=lambda one: one.series)
     panels = [
         Panel(
-            title=f"{attack}: PSNR, dB",
-            curves=[one.view.curve(attack, one.series, one.label(attack)) for one in runs],
-            rules=_rules(runs, attack),
+            title=f"{attack}: {kind.scale.axis}",
+            curves=[one.view.curve(attack, one.series, one.label(attack)) for one in kind.runs],
+            rules=_rules(kind, attack),
             height=150,
+            most=kind.scale.most,
         )
-        for attack in _attacks(runs)
+        for kind in kinds
+        for attack in _attacks(kind.runs)
     ]
     panels = [panel for panel in panels if any(at.value is not None for at in panel.points)]
     accuracy = [one.view.measured("accuracy", one.series, one.name) for one in runs]
@@ -130,28 +174,30 @@ def _curves(runs: Sequence[Compared]) -> Chart | None:
 
 
 def _attacks(runs: Sequence[Compared]) -> list[str]:
-    """Return the attacks on images of all runs, each once, in order of first appearance."""
+    """Return the attacks on examples of all runs, each once, in order of first appearance."""
     return list(dict.fromkeys(name for one in runs for _, name in one.view.curve_names))
 
 
-def _rules(runs: Sequence[Compared], attack: str | None = None) -> dict[str, float]:
+def _rules(kind: Kind, attack: str | None = None) -> dict[str, float]:
     """Return the data mean of runs as levels: one for each run in which it is another.
 
     Where there are many, it is the least and the highest.
 
     Args:
-        runs: Of which.
+        kind: Of which runs.
         attack: Of which images: those that this one attacked; None for the strongest of each run.
     """
+    scale = kind.scale
     levels: dict[str, list[tuple[str, float]]] = {}
-    for one in runs:
+    for one in kind.runs:
         rows = [one.view.strongest] if attack is None else one.view.leakage
         for row in rows:
-            if row is None or row.baseline_psnr_db is None or attack not in (None, row.attack):
+            mean = None if row is None else baseline(row)
+            if row is None or mean is None or attack not in (None, row.attack):
                 continue
             if row.success_rate is not None:
-                level = decibels(row.baseline_psnr_db)
-                levels.setdefault(level, []).append((one.name, row.baseline_psnr_db))
+                found = levels.setdefault(scale.written(mean), [])
+                found.append((one.name, scale.factor * mean))
     means = {said: fmean(value for _, value in found) for said, found in levels.items()}
     if len(means) > MOST_LEVELS:
         low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
@@ -165,41 +211,64 @@ def _names_in(found: Sequence[tuple[str, float]]) -> str:
     return found[0][0] if len(found) == 1 else count(len(found), "run")
 
 
-def _frontier(runs: Sequence[Compared]) -> Chart | None:
+def _frontier(kind: Kind) -> Chart | None:
     spots = [
         Spot(
             x=100 * one.view.utility.accuracy,
-            y=row.psnr_db.median,
+            y=kind.scale.factor * got.median,
             series=one.series,
             name=one.label(row.attack),
             kind=row.attack,
         )
-        for one in runs
+        for one in kind.runs
         for row in one.view.leakage
-        if one.view.utility.accuracy is not None and row.psnr_db is not None
+        if one.view.utility.accuracy is not None and (got := measured(row)) is not None
     ]
     if not spots:
         return None
-    label = "Median PSNR against accuracy, a point per run and attack: the table above in a picture"
-    return chart(partial(scatter, spots, titles=("accuracy, %", "median PSNR, dB")), label)
+    what = _median_of(kind.scale)
+    label = (
+        f"{what[:1].upper()}{what[1:]} against accuracy, a point per run and attack: "
+        "the table above in a picture"
+    )
+    titles = ("accuracy, %", f"{what}, {kind.scale.unit}")
+    return chart(partial(scatter, spots, titles=titles), label)
 
 
-def _distances(runs: Sequence[Compared]) -> Chart | None:
+def _median_of(scale: Scale) -> str:
+    return f"median{' of' * bool(scale.part)} {scale.title}"
+
+
+def _distances(kinds: Sequence[Kind]) -> Chart | None:
     """Return leakage by distance from the adversary, for runs without a server."""
-    drawn = [
-        (one, one.view.peers.by_distance(one.series, one.name))
-        for one in runs
-        if one.view.peers is not None
-    ]
-    drawn = [
-        (one, curve) for one, curve in drawn if any(at.value is not None for at in curve.points)
-    ]
-    if not drawn:
+    panels = []
+    for kind in kinds:
+        drawn = [
+            (one, one.view.peers.by_distance(one.series, one.name))
+            for one in kind.runs
+            if one.view.peers is not None
+        ]
+        drawn = [
+            (one, curve) for one, curve in drawn if any(at.value is not None for at in curve.points)
+        ]
+        if drawn:
+            there = Kind(modality=kind.modality, runs=[one for one, _ in drawn])
+            panels.append(
+                Panel(
+                    title=kind.scale.axis,
+                    curves=[curve for _, curve in drawn],
+                    height=210,
+                    rules=_rules(there),
+                    most=kind.scale.most,
+                )
+            )
+    if not panels:
         return None
-    curves, rules = [curve for _, curve in drawn], _rules([one for one, _ in drawn])
-    panel = Panel(title="PSNR, dB", curves=curves, height=210, rules=rules)
-    label = "Median PSNR by links from the adversary, a colour per run; their pages have the values"
-    return chart(partial(over_rounds, [panel], along="links from the adversary"), label)
+    what = "PSNR" if all(panel.most is None for panel in panels) else "likeness"
+    label = (
+        f"Median {what} by links from the adversary, a colour per run; their pages have the values"
+    )
+    return chart(partial(over_rounds, panels, along="links from the adversary"), label)
 
 
 # seeds
@@ -224,11 +293,13 @@ class SeedGroup:
 
     Attributes:
         names: Their names.
+        scale: On which their leakage is measured.
         accuracy: Of the final models.
-        attacks: Per attack: median PSNR and success rate of each run, over seeds.
+        attacks: Per attack: median likeness and success rate of each run, over seeds.
     """
 
     names: Sequence[str]
+    scale: Scale
     accuracy: OverSeeds
     attacks: Sequence[tuple[str, OverSeeds, OverSeeds]]
 
@@ -259,11 +330,14 @@ def _seed_group(group: Sequence[Compared]) -> SeedGroup:
 
     return SeedGroup(
         names=[one.name for one in group],
+        scale=group[0].view.scale,
         accuracy=over_seeds([one.view.utility.accuracy for one in group]),
         attacks=[
             (
                 attack,
-                over_seeds([row.psnr_db.median if row.psnr_db else None for row in rows(attack)]),
+                over_seeds(
+                    [got.median if (got := measured(row)) else None for row in rows(attack)]
+                ),
                 over_seeds([row.success_rate for row in rows(attack)]),
             )
             for attack in _attacks(group)

@@ -11,20 +11,23 @@ from PIL import Image
 
 from attacks.threats import Capability
 from fedsim.files import Record, replace_bytes
+from fedsim.quality import SCALES, baseline_values, examples, threshold, values
 from fedsim.records import RunDirectory
-from fedsim.report import charts
+from fedsim.report import calibration, charts
 from fedsim.report.gallery import Pair, best_median_worst, ranked, spread_of
 from fedsim.report.palette import LIGHT
 from fedsim.report.peers_view import GRAPH
 from fedsim.report.pictures import Row, Tile, contact_sheet, png
 from fedsim.report.rendering import WIDE, Chart, chart, render
 from fedsim.report.run_view import RunView
-from fedsim.report.wording import decibels
+from fedsim.report.specimens import Specimen, Step, specimen, steps_of
 from fedsim.schemas.summary import Leakage
 from fedsim.threat import MEANING
 
 MOST_COLUMNS = 8
-"""Images side by side."""
+"""Images side by side; texts or rows below each other."""
+MOST_STEPS = 12
+"""Lines of a text on its way."""
 MOST_LINES = 300
 """Lines of a long table; what is beyond is counted, and stands in the records."""
 
@@ -43,7 +46,9 @@ def build(run: RunDirectory) -> Path:
         view=view,
         curves=_curves(view),
         sheet=view.sheet(MOST_COLUMNS),
+        specimens=view.specimens(MOST_COLUMNS),
         sections=sections,
+        calibration=_calibration(view),
         withheld=_withheld(view),
         trouble=_trouble(view.scores),
         lines=[_line(score) for score in view.scores[:MOST_LINES]],
@@ -59,17 +64,25 @@ class Section:
 
     Attributes:
         row: What it got.
-        cases: Its best, median and worst guess: (name, original, guess).
+        cases: Its best, median and worst guess at images: (name, original, guess).
         film: How its median guess came about.
+        specimens: In place of cases, its best, median and worst guess at texts or rows.
+        steps: In place of a film, how its median guess at a text came about.
+        about: Whose example film and steps are of.
     """
 
     row: Leakage
-    cases: Sequence[tuple[str, Tile, Tile]]
-    film: Row | None
+    cases: Sequence[tuple[str, Tile, Tile]] = ()
+    film: Row | None = None
+    specimens: Sequence[Specimen] = ()
+    steps: Sequence[Step] = ()
+    about: str = ""
 
 
 def _section(view: RunView, row: Leakage) -> Section:
     cases = best_median_worst(ranked(view.scores, row.attack))
+    if view.modality != "image":
+        return _told(view, row, cases)
     film = None
     for name, pair in cases:
         if film is None or name == "median":
@@ -78,7 +91,40 @@ def _section(view: RunView, row: Leakage) -> Section:
         row=row,
         cases=[(name, view.original(pair), view.guess(pair)) for name, pair in cases],
         film=film,
+        about=film.label if film else "",
     )
+
+
+def _told(view: RunView, row: Leakage, cases: Sequence[tuple[str, Pair]]) -> Section:
+    """Return the section of an attack on texts or rows."""
+    specimens = [specimen(view.images, [("Guess", pair)], name) for name, pair in cases]
+    steps: list[Step] = []
+    middle = 1 if len(cases) > 2 else 0
+    if cases and view.modality == "text":
+        steps = steps_of(view.images, cases[middle][1], MOST_STEPS)
+    return Section(
+        row=row,
+        specimens=specimens,
+        steps=steps,
+        about=specimens[middle].where if specimens else "",
+    )
+
+
+def _calibration(view: RunView) -> tuple[Chart, list[tuple[str, list[calibration.Bin]]]] | None:
+    """Return a chart of how sure attacks on a table are and how right, with its numbers."""
+    found = {
+        view.name_of(row.attack): (series, bins)
+        for series, row in enumerate(view.leakage)
+        if (bins := calibration.bins_of(view.scores, row.attack))
+    }
+    if not found:
+        return None
+    label = (
+        "Share of features that are right against how sure the attack is of them. Attacks: "
+        f"{', '.join(found)}. The table has the values."
+    )
+    drawn = chart(partial(calibration.draw, found), label, wide=calibration.WIDTH)
+    return drawn, [(name, bins) for name, (_, bins) in found.items()]
 
 
 def _film(view: RunView, pair: Pair) -> Row | None:
@@ -89,7 +135,7 @@ def _film(view: RunView, pair: Pair) -> Row | None:
     if torch.equal(frames[-1][1], guess):
         frames.pop()
     tiles = [Tile(image=image, caption=f"step {step}") for step, image in frames]
-    end = Tile(image=guess, caption=f"end, {decibels(pair.psnr_db)}", strong=True)
+    end = Tile(image=guess, caption=f"end, {view.scale.written(pair.value)}", strong=True)
     label = f"{pair.score['victim']}, round {pair.score['round']}"
     return Row(label=label, tiles=[*tiles, end, view.original(pair)])
 
@@ -159,13 +205,15 @@ def _trouble(scores: Sequence[Record]) -> list[Trouble]:
 
 
 def _line(score: Record) -> Record:
-    """Return one line of the table of all scores: medians over the images of one update."""
-    values: Record = dict(score)
-    for metric in ("psnr_db", "ssim"):
-        values[metric] = _median([image[metric] for image in score["images"]])
-    for name, quality in score["baselines"].items():
-        values[name] = _median(quality["psnr_db"])
-    return values
+    """Return one line of the table of all scores: medians over the examples of one update."""
+    line: Record = dict(score)
+    line["value"] = _median(values(score))
+    for metric in ("ssim", "rouge_l"):
+        line[metric] = _median([one.get(metric) for one in examples(score)])
+    line["exact"] = sum(one.get("exact", False) for one in examples(score))
+    for name in ("random_guess", "data_mean", "nearest_public"):
+        line[name] = _median(baseline_values(score, name))
+    return line
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -203,7 +251,7 @@ def _write_pictures(view: RunView, sections: Sequence[Section]) -> None:
 def _sheet(view: RunView, row: Leakage, rows: Sequence[Row]) -> Image.Image:
     subtitle = (
         f"{_about(view)}; best to worst by {row.attack}, "
-        f"dark figures from {row.success_threshold_db:g} dB"
+        f"dark figures from {SCALES[row.modality].limit(threshold(row))}"
     )
     return contact_sheet(f"What {view.adversary.rstrip(',')} recovered", subtitle, rows)
 

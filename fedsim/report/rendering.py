@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsim import quality
 from fedsim.report import wording
 from fedsim.report.charts import svg
 from fedsim.report.palette import DARK, LIGHT, colour_of
@@ -46,6 +47,9 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "count": wording.count,
+        "measured": quality.measured,
+        "baseline": quality.baseline,
+        "threshold": quality.threshold,
         "nothing": wording.NOTHING,
         "keeps_squares": keeps_squares,
         "colour_of": colour_of,

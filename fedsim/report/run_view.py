@@ -7,6 +7,16 @@ from typing import Any
 
 from fedsim.files import Record, read_json
 from fedsim.proxy.traffic import LinkTraffic, by_link, read_traffic
+from fedsim.quality import (
+    SCALES,
+    Scale,
+    baseline,
+    baseline_values,
+    measured,
+    modality_of,
+    threshold,
+    values,
+)
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import AttackKind, attack_kinds
 from fedsim.report.curves import At, Curve, Panel
@@ -14,6 +24,7 @@ from fedsim.report.gallery import Images, Pair, ranked, same_image, spread_of
 from fedsim.report.peers_view import PeersView, peers_view
 from fedsim.report.pictures import Row, Tile
 from fedsim.report.reading import attack_labels, heard_anything, in_words, settings
+from fedsim.report.specimens import Specimen, features, specimen
 from fedsim.report.wording import (
     adversary,
     decibels,
@@ -22,6 +33,7 @@ from fedsim.report.wording import (
     number,
     strongest,
 )
+from fedsim.schemas.document import Modality
 from fedsim.schemas.summary import Leakage, Utility
 from fedsim.stages.summarize import leakage, privacy, utility
 
@@ -184,13 +196,28 @@ class RunView:
 
     @property
     def strongest(self) -> Leakage | None:
-        """The attack that recovered most images."""
+        """The attack that recovered most."""
         return strongest(self.leakage)
 
     @cached_property
     def images(self) -> Images:
-        """Originals and guesses."""
+        """Originals and guesses: images, texts or rows."""
         return Images(self.run)
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What private examples are."""
+        return modality_of(self.scores[0]) if self.scores else self.images.reader.modality
+
+    @property
+    def scale(self) -> Scale:
+        """On which leakage is measured."""
+        return SCALES[self.modality]
+
+    def median_of(self, name: str) -> float | None:
+        """Return how close a guess comes that needs no attack: random_guess, nearest_public, ..."""
+        found = [value for score in self.scores for value in baseline_values(score, name)]
+        return median(found) if found else None
 
     # curves
 
@@ -199,16 +226,17 @@ class RunView:
         curves = [
             self.curve(attack, index, self.name_of(attack)) for index, attack in self.curve_names
         ]
-        title = f"PSNR, dB{' (oracle: an upper bound)' if self.oracles else ''}"
-        best = self.strongest
+        scale, best = self.scale, self.strongest
+        title = f"{scale.axis}{' (oracle: an upper bound)' if self.oracles else ''}"
         rules = {}
-        if best is not None and best.baseline_psnr_db is not None:
+        if best is not None and (mean := baseline(best)) is not None:
+            limit = threshold(best)
             rules = {
-                f"data mean {decibels(best.baseline_psnr_db)}": best.baseline_psnr_db,
-                f"counts as recovered, {best.success_threshold_db:g} dB": best.success_threshold_db,
+                f"data mean {scale.written(mean)}": scale.factor * mean,
+                f"counts as recovered, {scale.limit(limit)}": scale.factor * limit,
             }
         panels = [
-            Panel(title=title, curves=curves, rules=rules, height=210),
+            Panel(title=title, curves=curves, rules=rules, height=210, most=scale.most),
             Panel(title="labels found, share", curves=self.label_curves(), height=150, most=1),
             Panel(title="accuracy", curves=[self.measured("accuracy")], height=92, most=1),
             Panel(title="loss", curves=[self.measured("loss")], height=70),
@@ -227,17 +255,17 @@ class RunView:
         ]
 
     def curve(self, attack: str, series: int, label: str = "") -> Curve:
-        """Median PSNR of an attack over rounds, from worst to best image."""
-        values: dict[int, list[float]] = {}
+        """Median likeness of an attack's guesses over rounds, from worst to best, as shown."""
+        by_round: dict[int, list[float]] = {}
         for score in self.scores:
             if score["attack"] == attack and score["status"] != "unscored":
-                found = [image["psnr_db"] for image in score["images"]]
-                values.setdefault(score["round"], []).extend(v for v in found if v is not None)
+                found = [self.scale.factor * value for value in values(score)]
+                by_round.setdefault(score["round"], []).extend(found)
         points = [
             At(round=number, value=median(found), low=min(found), high=max(found))
             if found
             else At(round=number, value=None)
-            for number, found in sorted(values.items())
+            for number, found in sorted(by_round.items())
         ]
         return Curve(label=label or attack, series=series, points=points)
 
@@ -246,14 +274,14 @@ class RunView:
         shown = {name for _, name in self.curve_names}
         curves = []
         for series, row in enumerate(self.leakage):
-            values: dict[int, list[float]] = {}
+            shares: dict[int, list[float]] = {}
             for score in self.scores:
                 if score["attack"] == row.attack and score["label_accuracy"] is not None:
-                    values.setdefault(score["round"], []).append(score["label_accuracy"])
-            if row.attack not in shown and values:
+                    shares.setdefault(score["round"], []).append(score["label_accuracy"])
+            if row.attack not in shown and shares:
                 points = [
                     At(round=number, value=sum(found) / len(found), low=min(found), high=max(found))
-                    for number, found in sorted(values.items())
+                    for number, found in sorted(shares.items())
                 ]
                 curves.append(Curve(label=self.name_of(row.attack), series=series, points=points))
         return curves
@@ -295,13 +323,13 @@ class RunView:
         return [record for record in self.rounds if record.get("accuracy") is not None]
 
     def round_by_round(self) -> list[Record]:
-        """The curves in numbers: a line per round and attack on images."""
+        """The curves in numbers: a line per round and attack on examples."""
         measured = {record["round"]: record for record in self._evaluated}
         attacks: dict[int, list[Record]] = {}
         for series, name in self.curve_names:
             for at in self.curve(name, series).points:
-                attacks.setdefault(at.round, []).append({"attack": name, "psnr_db": at})
-        nobody: list[Record] = [{"attack": None, "psnr_db": None}]
+                attacks.setdefault(at.round, []).append({"attack": name, "at": at})
+        nobody: list[Record] = [{"attack": None, "at": None}]
         return [
             {
                 "round": number,
@@ -315,26 +343,26 @@ class RunView:
         ]
 
     def _data_mean(self, number: int) -> float | None:
-        values = [
-            value
+        found = [
+            self.scale.factor * value
             for score in self.scores
             if score["round"] == number
-            for value in score["baselines"]["data_mean"]["psnr_db"]
+            for value in baseline_values(score)
         ]
-        return median(values) if values else None
+        return median(found) if found else None
 
-    # images
+    # examples
 
     def columns(self, most: int) -> list[Pair]:
-        """Private images from best to worst guessed by the strongest attack."""
+        """Private examples from best to worst guessed by the strongest attack."""
         if self.strongest is None:
             return []
         pairs = ranked(self.scores, self.strongest.attack)
         return spread_of(pairs, most)
 
     def sheet(self, most: int) -> list[Row]:
-        """Originals, and under each what every attack made of it."""
-        columns = self.columns(most)
+        """Original images, and under each what every attack made of it; of nothing else."""
+        columns = self.columns(most) if self.modality == "image" else []
         if not columns:
             return []
         rows = [Row(label="Original", tiles=[self.original(pair) for pair in columns])]
@@ -342,10 +370,29 @@ class RunView:
             if row.success_rate is None:
                 continue
             found = [same_image(self.scores, row.attack, pair) for pair in columns]
-            note = f"median {decibels(row.psnr_db.median)}" if row.psnr_db else "no guess"
+            got = measured(row)
+            note = f"median {self.scale.written(got.median)}" if got else "no guess"
             label = self.name_of(row.attack)
             rows.append(Row(label=label, note=note, tiles=[self.guess(one) for one in found]))
         return rows
+
+    def specimens(self, most: int) -> list[Specimen]:
+        """Private texts or rows, each with what every attack made of it; empty for images."""
+        if self.modality == "image":
+            return []
+        attacks = [name for _, name in self.curve_names]
+        return [
+            specimen(
+                self.images,
+                [(self.name_of(one), same_image(self.scores, one, pair)) for one in attacks],
+            )
+            for pair in self.columns(most)
+        ]
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the features of a table; empty for anything else."""
+        return features(self.images.reader) if self.modality == "table" else []
 
     def original(self, pair: Pair) -> Tile:
         """The private image of a pair."""
@@ -358,14 +405,14 @@ class RunView:
         """An attack's guess at a private image, or an empty place."""
         if pair is None:
             return Tile(image=None, caption="not attacked")
-        if pair.image is None or pair.psnr_db is None:
+        if pair.image is None or pair.value is None:
             return Tile(image=None, caption="failed" if pair.image is None else "no guess")
         image = pair.image
         guessed = image["guessed_label"]
         label = "no label guessed" if guessed is None else f"label {guessed}"
         return Tile(
             image=self.images.guess(pair),
-            caption=decibels(pair.psnr_db),
+            caption=decibels(pair.value),
             strong=image["recovered"],
             detail=f"SSIM {number(image['ssim'])}, {label}",
         )

@@ -276,7 +276,7 @@ def _sheet(roles: Sequence[str], runs: Sequence[Measured]) -> list[Row]:
     by_role = {role: found for role in roles if (found := ranked(view.scores, role))}
     if not by_role:
         return []
-    best = max(by_role, key=lambda role: by_role[role][len(by_role[role]) // 2].psnr_db or 0.0)
+    best = max(by_role, key=lambda role: by_role[role][len(by_role[role]) // 2].value or 0.0)
     columns = spread_of(by_role[best], COLUMNS)
     rows = [Row(label="Original", tiles=[view.original(pair) for pair in columns])]
     for role in roles:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from fedsim.files import Record
+from fedsim.quality import SCALES, baseline, measured, threshold
 from fedsim.schemas.summary import Leakage
 
 NOTHING = "\u2013"
@@ -83,13 +84,14 @@ def adversary(threat: Record | None, name: str) -> str:
 
 
 def strongest(rows: Sequence[Leakage]) -> Leakage | None:
-    """Return the attack on images that recovered most, by rate and then by median PSNR."""
-    on_images = [row for row in rows if row.success_rate is not None]
-    return max(
-        on_images,
-        key=lambda row: (row.success_rate, row.psnr_db.median if row.psnr_db else -1.0),
-        default=None,
-    )
+    """Return the attack on examples that recovered most, by rate, then by the median likeness."""
+
+    def strength(row: Leakage) -> tuple[float, float]:
+        found = measured(row)
+        return row.success_rate or 0.0, -1.0 if found is None else found.median
+
+    guessing = [row for row in rows if row.success_rate is not None]
+    return max(guessing, key=strength, default=None)
 
 
 def headline(
@@ -113,17 +115,19 @@ def headline(
     if best is None:
         return _labels_only(rows, threat, honest)
     who = _sentence(_who(best, threat, honest))
-    limit = f"{best.success_threshold_db:g}{SPACE}dB"
-    if best.psnr_db is None:
+    scale, found = SCALES[best.modality], measured(best)
+    limit = scale.limit_in_full(threshold(best))
+    if found is None:
         failed = count(sum(row.failed for row in rows), "attack")
         return f"{failed} failed and none made a guess; that says nothing about safety."
-    guessing = f"guessing the data mean gives {decibels(best.baseline_psnr_db)}"
-    what = f"{best.num_recovered} of {count(best.num_images, 'image')}"
+    guessing = f"guessing the data mean gives {scale.written(baseline(best))}"
+    private = count(best.num_images, scale.noun)
     if best.num_recovered:
+        what = f"{best.num_recovered} of {private}"
         return f"{who} recovered {what} to {limit} or better ({best.attack}); {guessing}."
     return (
-        f"{who} recovered none of {count(best.num_images, 'image')} to {limit}; {best.attack} came "
-        f"closest with a median of {decibels(best.psnr_db.median)}, and {guessing}."
+        f"{who} recovered none of {private} to {limit}; {best.attack} came "
+        f"closest with a median of {scale.written(found.median)}, and {guessing}."
     )
 
 
@@ -172,17 +176,20 @@ def nothing_attacked(
 
 def remarks(row: Leakage) -> list[str]:
     """Return what makes the numbers of an attack look better than they are, a sentence each."""
-    copies, found = row.copies, []
+    copies, scale, found = row.copies, SCALES[row.modality], list[str]()
     if copies.private:
-        recovered = f"{row.distinct_recovered} of {row.num_distinct} different images recovered"
-        what = count(copies.private, "private image repeats", "private images repeat")
+        recovered = (
+            f"{row.distinct_recovered} of {row.num_distinct} different {scale.nouns} recovered"
+        )
+        one, many = f"private {scale.noun} repeats", f"private {scale.nouns} repeat"
+        what = count(copies.private, one, many)
         found.append(f"{what} another one of the same batch: {recovered}")
     if copies.guesses:
         what = count(copies.guesses, "guess repeats", "guesses repeat")
         found.append(f"{what} an earlier guess at the same batch")
     if copies.public:
         what = count(copies.public, "guess is a copy", "guesses are copies")
-        found.append(f"{what} of a public image, which shows nothing of the private batch")
+        found.append(f"{what} of a public {scale.noun}, which shows nothing of the private batch")
     return found
 
 
@@ -191,7 +198,7 @@ def _labels_only(rows: Sequence[Leakage], threat: Record | None, honest: Collect
     who = _sentence(_who(best, threat, honest))
     return (
         f"{who} read off {percent(best.label_accuracy)} of the private labels ({best.attack}); "
-        "no attack guessed images."
+        f"no attack guessed {SCALES[best.modality].nouns}."
     )
 
 
