@@ -123,7 +123,8 @@ class CocktailParty:
             )
         unmixing, loss, steps, finished = self._unmix(noise.basis.T @ weight, shape, rng, budget)
         unmixing = unmixing @ noise.basis.T
-        images, ones = (unmixing @ weight).view(-1, *shape), (unmixing @ bias).view(-1, 1, 1, 1)
+        images = (unmixing @ weight).view(-1, *shape)
+        ones = (unmixing @ bias).view(-1, *(1 for _ in shape))
         mean, std = images.new_zeros(1), images.new_ones(1)
         if constants is not None:
             mean, std = (constant.to(images) for constant in constants)
@@ -183,9 +184,11 @@ class CocktailParty:
         images = unit @ white
         log_cosh = images.abs() + torch.log1p(torch.exp(-2 * images.abs())) - math.log(2)
         negentropy = (log_cosh.mean(1) - _GAUSSIAN).square().mean()
-        pictures = (images + unit @ level).view(-1, *shape)
-        rough = (pictures[..., 1:, :] - pictures[..., :-1, :]).abs().mean()
-        rough = rough + (pictures[..., 1:] - pictures[..., :-1]).abs().mean()
+        rough = images.new_zeros(())
+        if len(shape) == 3:  # coordinates of a row have no neighbours
+            pictures = (images + unit @ level).view(-1, *shape)
+            rough = (pictures[..., 1:, :] - pictures[..., :-1, :]).abs().mean()
+            rough = rough + (pictures[..., 1:] - pictures[..., :-1]).abs().mean()
         cosines = (unit @ unit.T).abs()
         alike = torch.expm1(self.decorrelation_slope * cosines) / math.exp(self.decorrelation_slope)
         alike = alike.fill_diagonal_(0).mean() * math.exp(self.decorrelation_slope)
@@ -212,10 +215,11 @@ def _into_range(
     mean, std = constants
     told = images / torch.where(ones.abs() > 0, ones, 1e-30) * std + mean
     inside = told.clamp(low, high)
-    off = (told - inside).square().mean((1, 2, 3), keepdim=True).sqrt()
-    least, greatest = images.amin((1, 2, 3), True), images.amax((1, 2, 3), True)
+    axes = tuple(range(1, images.dim()))
+    off = (told - inside).square().mean(axes, keepdim=True).sqrt()
+    least, greatest = images.amin(axes, True), images.amax(axes, True)
     positive = greatest.abs() >= least.abs()
     upright = torch.where(positive, images, -images)
-    least, greatest = upright.amin((1, 2, 3), True), upright.amax((1, 2, 3), True)
+    least, greatest = upright.amin(axes, True), upright.amax(axes, True)
     stretched = low + (high - low) * (upright - least) / (greatest - least).clamp_min(1e-30)
     return torch.where(off <= _OFF * (high - low), inside, stretched)

@@ -237,8 +237,7 @@ class _Together:
         self.company = company_of(victims)
         by_architecture = has_kinks(self.first) and is_normalised(self.first)
         self.signed = by_architecture if attack.signed is None else attack.signed
-        height, width = self.first.input_shape[-2:]
-        self.tv_share = _TV_SHARE * math.sqrt(height * width)
+        self.tv_share = _TV_SHARE * math.sqrt(math.prod(self.first.input_shape[-2:]))
         numbers = torch.arange(len(victims), device=self.like.device)
         self.owners = numbers.repeat_interleave(attack.restarts)
 
@@ -338,6 +337,8 @@ class _Together:
 
     def _from_generator(self, budget: Budget | None) -> tuple[int, Tensor]:
         """Return the steps taken, and the images that untrained networks came to make."""
+        if len(self.first.input_shape) != 3:
+            raise AttackFailed("start = 'deep-image-prior' makes images, and inputs are none")
         channels, height, width = self.first.input_shape
         generator = Generator(
             self.first.batch_size,

@@ -13,13 +13,14 @@ def total_variation(images: Tensor, *, smoothing: float = 0.0) -> Tensor:
     As in Inverting Gradients. 0 for a constant image; 2 for a checkerboard of 0 and 1.
 
     Args:
-        images: Shape (..., H, W); an axis of one pixel has no neighbours and adds nothing.
+        images: Shape (..., H, W); an axis of one pixel has no neighbours and adds nothing. Rows of
+            a table, (B, D), have none either.
         smoothing: Width w of the dip around 0 where the absolute value |d| is rounded off to
             sqrt(d^2 + w^2) - w: small differences then have small slopes. 0 leaves it sharp.
     """
     total = images.new_zeros(())
     for axis in (-1, -2):
-        if images.shape[axis] > 1:
+        if images.dim() > 2 and images.shape[axis] > 1:
             steps = images.diff(dim=axis)
             if smoothing > 0:
                 steps = (steps.square() + smoothing**2).sqrt() - smoothing
