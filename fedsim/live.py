@@ -11,6 +11,7 @@ from rich.text import Text
 from fedsim.config import Experiment
 from fedsim.driver import Progress
 from fedsim.files import Record
+from fedsim.quality import SCALES, baseline_values, scale_of, values
 from fedsim.report.wording import size
 from fedsim.stages.summarize import privacy
 
@@ -49,10 +50,11 @@ class LiveTable:
 
 def render(progress: Progress) -> RenderableType:
     """Return the table of one moment: a row per attacked round, and a line of state."""
-    experiment = progress.plan.experiment
+    experiment, scores = progress.plan.experiment, list(progress.scores)
+    scale = scale_of(scores[0]) if scores else SCALES[progress.plan.task.data.modality]
     table = Table(
         title=f"{experiment.name}, {_among(experiment)}{progress.plan.threat.name}",
-        caption="PSNR in dB; guess: that of the data mean",
+        caption=f"{scale.title} in {scale.unit}; guess: that of the data mean",
         caption_justify="left",
         title_justify="left",
         box=SIMPLE_HEAD,
@@ -120,16 +122,16 @@ def _spent(rounds: list[Record]) -> str:
 
 
 def _leakage(scores: list[Record]) -> list[str]:
-    images = [image for score in scores for image in score["images"]]
-    values = [image["psnr_db"] for image in images if image["psnr_db"] is not None]
-    mean = [value for score in scores for value in score["baselines"]["data_mean"]["psnr_db"]]
+    scale = scale_of(scores[0])
+    found = [value for score in scores for value in values(score)]
+    mean = [value for score in scores for value in baseline_values(score)]
     labels = [score["label_accuracy"] for score in scores if score["label_accuracy"] is not None]
     failed = sum(score["status"] == "failed" for score in scores)
     return [
         f"{len(scores)}" + (f" ({failed} failed)" if failed else ""),
-        _number(median(values), 1) if values else "-",
-        _number(max(values), 1) if values else "-",
-        _number(median(mean), 1) if mean else "-",
+        _number(scale.factor * median(found), 1) if found else "-",
+        _number(scale.factor * max(found), 1) if found else "-",
+        _number(scale.factor * median(mean), 1) if mean else "-",
         f"{sum(labels) / len(labels):.0%}" if labels else "-",
     ]
 

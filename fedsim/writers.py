@@ -2,7 +2,8 @@
 
 Both are told what the run directory records, while it is recorded, and nothing else; both stay
 local, below the run directory. Tags read `utility/accuracy`, `psnr_db/ATTACK/VICTIM` (the median
-over the victim's images) and `summary/ATTACK/...`; the step is the round.
+over the victim's images; of texts and rows `accuracy`) and `summary/ATTACK/...`; the step is the
+round.
 """
 
 import logging
@@ -17,8 +18,10 @@ from PIL import Image
 
 from fedsim.errors import ConfigError
 from fedsim.files import Record
+from fedsim.quality import baseline_values, examples, modality_of, scale_of
 from fedsim.records import RunDirectory
 from fedsim.report.reading import settings
+from fedsim.schemas.document import Modality
 
 Scalars = dict[str, float]
 """Values by tag."""
@@ -142,6 +145,13 @@ WRITERS: Mapping[str, type[TensorBoardWriter] | type[MlflowWriter]] = {
     "mlflow": MlflowWriter,
 }
 """By the name that experiments and extras use."""
+MEASURES: Mapping[Modality, Sequence[str]] = {
+    "image": ("psnr_db", "ssim"),
+    "text": ("accuracy", "rouge1", "rouge_l"),
+    "table": ("accuracy",),
+}
+"""Of private examples, as records call them; there is a baseline of the first."""
+BASELINES = ("baseline_psnr_db", "baseline_accuracy")
 
 
 def of_round(record: Record) -> Scalars:
@@ -157,16 +167,16 @@ def of_round(record: Record) -> Scalars:
 
 
 def of_score(score: Record) -> Scalars:
-    """Return the curves of one score: medians over the victim's images, and a baseline."""
+    """Return the curves of one score: medians over the victim's examples, and a baseline."""
     where = f"{score['attack']}/{score['victim']}"
+    measures = MEASURES[modality_of(score)]
     values: dict[str, float | None] = {
-        f"{metric}/{where}": _median(image[metric] for image in score["images"])
-        for metric in ("psnr_db", "ssim")
+        f"{metric}/{where}": _median(one[metric] for one in examples(score)) for metric in measures
     }
     for key in ("label_accuracy", "success_rate", "matching_loss"):
         values[f"{key}/{where}"] = score[key]
-    baseline = score["baselines"]["data_mean"]["psnr_db"]
-    values[f"psnr_db/data mean (baseline)/{score['victim']}"] = _median(baseline)
+    baseline = f"{measures[0]}/data mean (baseline)/{score['victim']}"
+    values[baseline] = _median(baseline_values(score))
     return _known(values)
 
 
@@ -175,14 +185,15 @@ def of_summary(summary: Record) -> Scalars:
     values: dict[str, float | None] = {}
     for row in summary["leakage"]:
         where = f"summary/{row['attack']}"
-        for metric in ("psnr_db", "ssim"):
+        for metric in MEASURES[modality_of(row)]:
             values[f"{where}/{metric}_median"] = row[metric] and row[metric]["median"]
-        for key in ("success_rate", "label_accuracy", "baseline_psnr_db", "failed"):
-            values[f"{where}/{key}"] = row[key]
+        for key in ("success_rate", "label_accuracy", *BASELINES, "exact", "failed"):
+            values[f"{where}/{key}"] = row.get(key)
     for row in (summary.get("peers") or {}).get("by_distance", []):
         away = "out of reach" if row["distance"] is None else row["distance"]
         where = f"summary/{row['attack']}/distance {away}"
-        values[f"{where}/psnr_db_median"] = row["psnr_db"] and row["psnr_db"]["median"]
+        metric = scale_of(row).field
+        values[f"{where}/{metric}_median"] = row[metric] and row[metric]["median"]
     return _known(values)
 
 

@@ -7,12 +7,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from fedsim.files import Record
+from fedsim.quality import Scale, baseline, measured, values
 from fedsim.reach import Reach, number_of, reach_of
 from fedsim.report.charts import over_rounds
 from fedsim.report.curves import At, Curve, Panel
 from fedsim.report.graph import Marks, Shades, draw_graph
 from fedsim.report.rendering import Chart, Draw, chart
-from fedsim.report.wording import count, decibels, percent
+from fedsim.report.wording import count, percent
 from fedsim.schemas.peers import DistanceLeakage, PeersSummary
 from fedsim.stages.among_peers import among_peers, first_round, how_of
 from fedsim.topologies.layout import positions
@@ -97,17 +98,20 @@ class PeersView:
 
     # leakage
 
+    @property
+    def scale(self) -> Scale:
+        """On which leakage is measured."""
+        return self.view.scale
+
     @cached_property
     def best(self) -> dict[int, float]:
-        """Best PSNR of any image of each peer, by the strongest attack."""
+        """The closest guess at any example of each peer, by the strongest attack."""
         found: dict[int, float] = {}
         for score in self.view.scores:
             if score["attack"] == self.attack:
                 peer = number_of(score["victim"])
-                values = [image["psnr_db"] for image in score["images"]]
-                for value in values:
-                    if value is not None:
-                        found[peer] = max(value, found.get(peer, value))
+                for value in values(score):
+                    found[peer] = max(value, found.get(peer, value))
         return found
 
     @cached_property
@@ -119,12 +123,16 @@ class PeersView:
     def draw(self) -> Draw:
         """What draws the graph."""
         graph = self.reach.graph(self.first)
-        data_mean = self.view.strongest and self.view.strongest.baseline_psnr_db
+        scale, best = self.scale, self.view.strongest
+        data_mean = None if best is None else scale.shown(baseline(best))
+        most = scale.most or MOST_DB
+        shown = {peer: min(scale.factor * value, most) for peer, value in self.best.items()}
+        usual = scale.most or 40.0
         shades = Shades(
-            title="best PSNR, dB",
-            values={peer: min(value, MOST_DB) for peer, value in self.best.items()},
-            low=min(data_mean or 0.0, *self.best.values(), MOST_DB) if self.best else 0.0,
-            high=MOST_DB if max(self.best.values(), default=0.0) > 40 else 40.0,
+            title=f"best {scale.axis}",
+            values=shown,
+            low=min(data_mean or 0.0, *shown.values(), most) if shown else 0.0,
+            high=most if max(shown.values(), default=0.0) > usual else usual,
         )
         marks = Marks(
             shades=shades if self.best else None,
@@ -136,8 +144,9 @@ class PeersView:
 
     @property
     def _graph_label(self) -> str:
-        values = [f"peer {peer}: {decibels(value)}" for peer, value in sorted(self.best.items())]
-        got = f"Best image of each by {self.attack}: {', '.join(values)}." if values else ""
+        said = self.scale.written
+        each = [f"peer {peer}: {said(value)}" for peer, value in sorted(self.best.items())]
+        got = f"Best {self.scale.noun} of each by {self.attack}: {', '.join(each)}." if each else ""
         name = self.reach.topology["name"]
         return f"{name} of {self.reach.num_peers} peers. {self.hears} {got}".strip()
 
@@ -147,15 +156,16 @@ class PeersView:
         return [row for row in self.found.by_distance if row.attack == self.attack]
 
     def by_distance(self, series: int = 0, label: str = "") -> Curve:
-        """Median PSNR of the strongest attack by distance, from worst to best image."""
+        """Median likeness of the strongest attack by distance, from worst to best, as shown."""
+        factor = self.scale.factor
         points = [
             At(
                 round=row.distance,
-                value=row.psnr_db.median,
-                low=row.psnr_db.worst,
-                high=row.psnr_db.best,
+                value=factor * got.median,
+                low=factor * got.worst,
+                high=factor * got.best,
             )
-            if row.psnr_db
+            if (got := measured(row))
             else At(round=row.distance, value=None)
             for row in self.distances
             if row.distance is not None
@@ -169,13 +179,14 @@ class PeersView:
         best = self.view.strongest
         if best is None or len(curve.points) < 2:
             return None
-        rules = {}
-        if best.baseline_psnr_db is not None:
-            rules = {f"data mean {decibels(best.baseline_psnr_db)}": best.baseline_psnr_db}
-        panel = Panel(title="PSNR, dB", curves=[curve], height=170, rules=rules)
+        scale, mean, rules = self.scale, baseline(best), dict[str, float]()
+        if mean is not None:
+            rules = {f"data mean {scale.written(mean)}": scale.factor * mean}
+        panel = Panel(title=scale.axis, curves=[curve], height=170, rules=rules, most=scale.most)
         return chart(
             partial(over_rounds, [panel], along="links from the adversary"),
-            f"PSNR of {curve.label} by distance from the adversary. The table has the values.",
+            f"{scale.title[:1].upper()}{scale.title[1:]} of {curve.label} by distance from the "
+            "adversary. The table has the values.",
         )
 
     @cached_property
@@ -192,8 +203,7 @@ class PeersView:
         scores: dict[int, list[float]] = {}
         for score in self.view.scores:
             if score["attack"] == self.attack:
-                values = [image["psnr_db"] for image in score["images"]]
-                scores.setdefault(score["round"], []).extend(v for v in values if v is not None)
+                scores.setdefault(score["round"], []).extend(values(score))
         return [
             {
                 "round": record["round"],
@@ -207,7 +217,7 @@ class PeersView:
                     for how in WAYS
                     if how in ways.get(record["round"], [])
                 },
-                "psnr_db": median(scores[record["round"]]) if scores.get(record["round"]) else None,
+                "value": median(scores[record["round"]]) if scores.get(record["round"]) else None,
             }
             for record in self.reach.rounds
         ]

@@ -1,6 +1,6 @@
 """What came out of a run without a server."""
 
-from fedsim.schemas.document import Count, Document, Share
+from fedsim.schemas.document import Count, Document, Modality, Share
 from fedsim.schemas.statistics import Spread
 
 
@@ -47,6 +47,12 @@ class DistanceLeakage(Document):
     """Over guessed images; null if there is none."""
     baseline_psnr_db: float | None
     """Median for the data mean."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, what is said of images holds."""
+    accuracy: Spread | None = None
+    """Of guessed texts and rows, in place of `psnr_db`."""
+    baseline_accuracy: Share | None = None
+    """Of texts and rows, in place of `baseline_psnr_db`."""
 
 
 class PeersSummary(Document):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from fedsim.files import Record
+from fedsim.quality import baseline_values, examples, modality_of, values
 from fedsim.reach import Reach, number_of, reach_of
 from fedsim.records import RunDirectory
 from fedsim.schemas.peers import DistanceLeakage, Isolation, PeersSummary
@@ -94,7 +95,7 @@ def _errors(records: Iterable[Record], key: str) -> Spread | None:
 def by_distance(
     reach: Reach, observations: Sequence[Record], scores: Sequence[Record]
 ) -> list[DistanceLeakage]:
-    """Return what each attack on images got, by distance from the adversary, nearest first."""
+    """Return what each attack on examples got, by distance from the adversary, nearest first."""
     there: dict[int | None, list[Update]] = {}
     for record in reach.listened():
         distances = reach.distances(record["round"])
@@ -114,7 +115,7 @@ def _nearest_first(item: tuple[int | None, list[Update]]) -> tuple[bool, int]:
 
 
 def _by_attack(scores: Iterable[Record]) -> dict[str, dict[Update, Record]]:
-    """Return the scores of each attack that guesses images, by round and peer."""
+    """Return the scores of each attack that guesses examples, by round and peer."""
     found: dict[str, dict[Update, Record]] = {}
     for score in scores:
         if score["status"] != "unscored":
@@ -123,7 +124,7 @@ def _by_attack(scores: Iterable[Record]) -> dict[str, dict[Update, Record]]:
     return {
         attack: judged
         for attack, judged in sorted(found.items())
-        if any(one["images"] for one in judged.values())
+        if any(examples(one) for one in judged.values())
         or all(one["status"] == "failed" for one in judged.values())
     }
 
@@ -137,8 +138,11 @@ def _at_distance(
 ) -> DistanceLeakage:
     ways = [how[update] for update in updates if update in how]
     scores = [judged[update] for update in updates if update in judged]
-    images = [image for score in scores for image in score["images"]]
-    means = [value for score in scores for value in score["baselines"]["data_mean"]["psnr_db"]]
+    modality = modality_of(next(iter(judged.values())))
+    found = spread(value for score in scores for value in values(score))
+    means = [value for score in scores for value in baseline_values(score)]
+    mean = median(means) if means else None
+    is_image = modality == "image"
     return DistanceLeakage(
         attack=attack,
         distance=distance,
@@ -147,7 +151,10 @@ def _at_distance(
         isolated={one: ways.count(one) for one in HOW if one in ways},
         attacked=len(scores),
         num_images=sum(score["batch_size"] for score in scores),
-        num_recovered=sum(image["recovered"] for image in images),
-        psnr_db=spread(image["psnr_db"] for image in images),
-        baseline_psnr_db=median(means) if means else None,
+        num_recovered=sum(one["recovered"] for score in scores for one in examples(score)),
+        psnr_db=found if is_image else None,
+        baseline_psnr_db=mean if is_image else None,
+        modality=modality,
+        accuracy=None if is_image else found,
+        baseline_accuracy=None if is_image else mean,
     )

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,6 +13,7 @@ from fedsim.live import render, rows_of
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import Plan
 from fedsim.threat import threat_of
+from tests.fedsim.told import table_run, text_run
 
 
 def progress_of(run: RunDirectory) -> Progress:
@@ -50,3 +52,23 @@ def test_with_a_server_it_does_not(made_once: RunDirectory) -> None:
     assert len(rows[0]) == 9
     assert "cons." not in text
     assert "between peers" not in text
+
+
+def test_texts_and_rows_are_counted_in_percent(tmp_path: Path) -> None:
+    texts, rows = (progress_of(make(tmp_path)) for make in (text_run, table_run))
+
+    assert "tokens at their place in %; guess: that of the data mean" in drawn(texts)
+    assert [row[4:8] for row in rows_of(texts)] == [
+        ["2", "95.0", "100.0", "25.0"],
+        ["2", "66.8", "80.0", "25.0"],
+    ]
+    assert "features right in %" in drawn(rows)
+    assert rows_of(rows)[0][4:8] == ["2", "91.7", "100.0", "25.0"]
+
+
+def test_before_the_first_score_the_data_say_what_will_be_counted(tmp_path: Path) -> None:
+    progress = progress_of(text_run(tmp_path))
+    progress.scores.clear()
+    progress.plan.task = SimpleNamespace(data=SimpleNamespace(modality="text"))  # type: ignore[misc, assignment]
+
+    assert "tokens at their place in %" in drawn(progress)

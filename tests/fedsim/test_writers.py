@@ -3,6 +3,7 @@
 import builtins
 import sqlite3
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fedsim.files import read_json
 from fedsim.records import RunDirectory
 from fedsim.writers import of_round, of_score, of_summary, open_writers
 from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.told import table_run, text_run
 
 
 @pytest.fixture
@@ -138,3 +140,19 @@ def test_consensus_peers_and_their_traffic_are_curves_where_there_is_no_server(
     final = of_summary(read_json(made_among_peers.summary))
     assert final["summary/dlg/distance 1/psnr_db_median"] > 0
     assert "summary/dlg/distance 3/psnr_db_median" not in final  # nothing was got there
+
+
+def test_of_texts_and_rows_the_share_that_is_right_is_a_curve(tmp_path: Path) -> None:
+    for run, measures in (
+        (text_run(tmp_path), ("accuracy", "rouge1", "rouge_l")),
+        (table_run(tmp_path), ("accuracy",)),
+    ):
+        scalars = of_score(run.scores()[0])
+        summed_up = of_summary(read_json(run.summary))
+
+        assert {f"{name}/dlg/client-0" for name in measures} <= set(scalars)
+        assert scalars["accuracy/data mean (baseline)/client-0"] == 0.25
+        assert not [tag for tag in {*scalars, *summed_up} if "psnr" in tag or "ssim" in tag]
+        assert summed_up["summary/dlg/baseline_accuracy"] == 0.25
+        assert summed_up["summary/dlg/exact"] == 0.25
+        assert summed_up["summary/dlg/accuracy_median"] > 0.5

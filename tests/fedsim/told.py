@@ -100,6 +100,7 @@ def text_run(
     name: str = "told",
     overrides: Sequence[str] = (),
     head: Literal["causal", "masked"] = "causal",
+    victims: tuple[int, int] = (0, 1),
 ) -> RunDirectory:
     """Make a run in which DLG made texts of two clients out in two rounds, worse in the second."""
     truth = torch.stack([tokens_of(one) for one in SENTENCES])
@@ -114,8 +115,8 @@ def text_run(
     )
     run, observe = _begin(parent, name, data, "bert", overrides)
     for number in (1, 2):
-        for victim in (0, 1):
-            worse = 2 * (number - 1) + victim
+        for order, victim in enumerate(victims):
+            worse = 2 * (number - 1) + order
             wrong = [range(1, 1 + 2 * worse), range(2, 2 + worse)]
             guess = torch.stack([mangled(truth[place], list(wrong[place])) for place in (0, 1)])
             start = torch.where(truth > 4, torch.tensor(4), truth)

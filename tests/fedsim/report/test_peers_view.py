@@ -13,6 +13,7 @@ from fedsim.report.peers_view import PeersView
 from fedsim.report.run_view import RunView
 from tests.fedsim.conftest import AMONG_PEERS, Make
 from tests.fedsim.report.test_page import Page, page_of
+from tests.fedsim.told import text_run
 
 
 @pytest.fixture
@@ -142,3 +143,25 @@ def test_an_adversary_that_never_listens_hears_nothing(make_run: Make) -> None:
 
     assert "The adversary listened in no round." in page.text
     assert "A relay hears everything" not in page.text
+
+
+def test_what_peers_gave_away_of_texts_is_told_in_tokens(tmp_path: Path) -> None:
+    ring = (
+        "partition.clients=3",
+        "topology.name=ring",
+        "protocol.name=d-psgd",
+        "adversary.threat=curious-neighbour",
+        "adversary.victims=[1, 2]",
+    )
+    run = text_run(tmp_path, victims=(1, 2), overrides=ring)
+
+    page, view = page_of(run), view_of(run)
+
+    assert max(view.best.values()) == 1.0
+    (graph,) = [one for one in page.all("img") if one.get("class") == "graph"]
+    assert "Best text of each by dlg: peer 1: 100\u00a0%, peer 2: 90\u00a0%." in graph["alt"]
+    assert "by the best text that dlg made of theirs" in page.text
+    (row,) = view.distances
+    assert (row.modality, row.psnr_db, row.baseline_accuracy) == ("text", None, 0.25)
+    assert row.accuracy is not None
+    assert "PSNR" not in page.text
