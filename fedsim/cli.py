@@ -290,12 +290,16 @@ def gate(
     max_psnr: Annotated[
         float | None, typer.Option(help="No image may be recovered to so many dB.")
     ] = None,
+    max_accuracy: Annotated[
+        float | None,
+        typer.Option(help="No text or row of a table may be recovered to such a share, 0 to 1."),
+    ] = None,
     max_success_rate: Annotated[
         float | None,
         typer.Option(help="Share that may be recovered, to the experiment's own threshold."),
     ] = None,
     tolerate: Annotated[
-        float, typer.Option(help="With --max-psnr: share of updates that may be.")
+        float, typer.Option(help="Share of updates that may, where --max-success-rate does not say.")
     ] = 0.05,
     confidence: Annotated[float, typer.Option(help="Of the claim, one-sided.")] = 0.95,
     victims: Annotated[
@@ -322,12 +326,13 @@ def gate(
     from fedsim.config import read_experiment
     from fedsim.files import replace_bytes, replace_json
 
-    if (max_psnr is None) == (max_success_rate is None):
-        raise ConfigError("give either --max-psnr or --max-success-rate")
     read = read_experiment(experiment, overrides or ())
-    claim = gating.Claim(
-        threshold_db=read.score.success_threshold_db if max_psnr is None else max_psnr,
-        tolerated=tolerate if max_success_rate is None else max_success_rate,
+    claim = gating.claim_of(
+        read,
+        max_psnr=max_psnr,
+        max_accuracy=max_accuracy,
+        max_success_rate=max_success_rate,
+        tolerate=tolerate,
         confidence=confidence,
         victims=victims,
     )

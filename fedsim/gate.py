@@ -1,7 +1,8 @@
 """A gate: attack fresh updates of an experiment until a claim about them is proved or lost.
 
-The claim is on a share: at most so many of the updates that such clients send give an image away.
-Each attacked update is one trial; a trial is lost when an image behind it is recovered. With no
+The claim is on a share: at most so many of the updates that such clients send give an image away,
+or a text, or a row of a table. Each attacked update is one trial; a trial is lost when an example
+behind it is recovered. With no
 lost trial, 59 of them show that the share is at most 5 %, with 95 % confidence (Clopper and
 Pearson, 1934). Trials come from runs under seeds of their own, so that weights, shares of the data
 and batches are drawn anew; of a run, only different clients are attacked.
@@ -18,11 +19,14 @@ from xml.etree import ElementTree
 from attacks.threats import Capability
 from fedsim import driver
 from fedsim.config import AttackConfig, Experiment, parse_experiment
+from fedsim.data.load import load_data
 from fedsim.driver import RunResult
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record
+from fedsim.quality import SCALES, Scale, baseline, baseline_values, examples, measured, values
 from fedsim.records import RunDirectory
-from fedsim.report.wording import count, decibels, duration, percent
+from fedsim.report.wording import count, duration, percent
+from fedsim.schemas.document import Modality
 from fedsim.schemas.gate import GateRecord
 from fedsim.seeds import stream
 from fedsim.stages.spreads import spread
@@ -40,12 +44,16 @@ class Claim:
 
     Attributes:
         threshold_db: PSNR from which an image counts as recovered.
-        tolerated: Share of updates that may give an image away.
+        success_accuracy: Accuracy from which a text or a row counts as recovered.
+        modality: What clients hold.
+        tolerated: Share of updates that may give an example away.
         confidence: One-sided.
         victims: Updates to attack; None for as few as can prove the claim.
     """
 
-    threshold_db: float
+    threshold_db: float = 30.0
+    success_accuracy: float = 0.9
+    modality: Modality = "image"
     tolerated: float = 0.05
     confidence: float = 0.95
     victims: int | None = None
@@ -56,6 +64,10 @@ class Claim:
             raise ConfigError(
                 f"the tolerated share must be above 0 and below 1, got {self.tolerated}; no number "
                 "of attacks proves that none succeeds"
+            )
+        if not 0 < self.success_accuracy <= 1:
+            raise ConfigError(
+                f"the accuracy must be above 0 and at most 1, got {self.success_accuracy:g}"
             )
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence must be above 0 and below 1, got {self.confidence}")
@@ -84,12 +96,78 @@ class Claim:
         return lost
 
     @property
+    def scale(self) -> Scale:
+        """On which examples are compared."""
+        return SCALES[self.modality]
+
+    @property
+    def loss(self) -> str:
+        """What an update must not do, in words."""
+        value = self.threshold_db if self.modality == "image" else self.success_accuracy
+        one = f"{'an' if self.modality == 'image' else 'a'} {self.scale.noun}"
+        return f"{one} away to {self.scale.limit_in_full(value)}".replace("\u00a0", " ")
+
+    @property
     def words(self) -> str:
         """The claim as a sentence."""
         return (
-            f"at most {percent(self.tolerated)} of updates give an image away to "
-            f"{self.threshold_db:g} dB, with {percent(self.confidence)} confidence"
+            f"at most {percent(self.tolerated)} of updates give {self.loss}, with "
+            f"{percent(self.confidence)} confidence"
         )
+
+
+def claim_of(
+    experiment: Experiment,
+    *,
+    max_psnr: float | None,
+    max_accuracy: float | None,
+    max_success_rate: float | None,
+    tolerate: float,
+    confidence: float,
+    victims: int | None,
+) -> Claim:
+    """Return the claim that options of the command line make of an experiment.
+
+    Args:
+        experiment: As read; its data say what an example is.
+        max_psnr: No image may be recovered to so many dB.
+        max_accuracy: No text or row may be recovered to such a share.
+        max_success_rate: Share of updates that may give an example away, to the experiment's own
+            threshold.
+        tolerate: That share, with the other two.
+        confidence: Of the claim.
+        victims: Updates to attack; None for as few as can prove it.
+
+    Raises:
+        ConfigError: Not one of the three is given, or one that its data do not go with.
+    """
+    if sum(one is not None for one in (max_psnr, max_accuracy, max_success_rate)) != 1:
+        raise ConfigError(
+            "give either --max-psnr or --max-success-rate; of text and tables either "
+            "--max-accuracy or --max-success-rate"
+        )
+    data = experiment.data
+    modality = load_data(data.name, root=data.root, options=data.options).modality
+    scale = SCALES[modality]
+    if max_psnr is not None and modality != "image":
+        raise ConfigError(
+            f"--max-psnr is about images, and data '{data.name}' holds {scale.nouns}; give "
+            f"--max-accuracy, from 0 to 1: the share of {scale.part} that none may reach"
+        )
+    if max_accuracy is not None and modality == "image":
+        raise ConfigError(
+            f"--max-accuracy is about text and tables, and data '{data.name}' holds images; give "
+            "--max-psnr, in dB"
+        )
+    own = experiment.score
+    return Claim(
+        threshold_db=own.success_threshold_db if max_psnr is None else max_psnr,
+        success_accuracy=own.success_accuracy if max_accuracy is None else max_accuracy,
+        modality=modality,
+        tolerated=tolerate if max_success_rate is None else max_success_rate,
+        confidence=confidence,
+        victims=victims,
+    )
 
 
 @dataclass
@@ -110,8 +188,8 @@ class Tally:
 
     @property
     def broken(self) -> int:
-        """Updates of which an image was recovered."""
-        return sum(any(image["recovered"] for image in one["images"]) for one in self.scores)
+        """Updates of which an example was recovered."""
+        return sum(any(one["recovered"] for one in examples(score)) for score in self.scores)
 
 
 Watch = Callable[[Tally, int], None]
@@ -130,7 +208,7 @@ def gate(
 
     It ends early once more trials are lost than the claim allows of all that are planned. An attack
     that comes to no guess (or crashes, or is lost) is no trial: another update takes its place. So
-    with one of which a part crashed, unless an image is lost all the same.
+    with one of which a part crashed, unless an example is lost all the same.
 
     Args:
         experiment: As read; its attacks are replaced. Its rounds and victims say which updates are
@@ -205,7 +283,10 @@ def _fresh(
                 "adversary": changed,
                 "attacks": [attack.model_copy(update={"label": TITLE})],
                 "score": experiment.score.model_copy(
-                    update={"success_threshold_db": claim.threshold_db}
+                    update={
+                        "success_threshold_db": claim.threshold_db,
+                        "success_accuracy": claim.success_accuracy,
+                    }
                 ),
                 "engine": experiment.engine.model_copy(update={"attack_workers": workers}),
             }
@@ -239,13 +320,12 @@ def _count(tally: Tally, run: RunResult, seed: int, claim: Claim) -> None:
 
 
 def _is_trial(score: Record, crashed: Collection[str]) -> bool:
-    """Whether an attack shows something: that an image is lost, or that all of it found none."""
+    """Whether an attack shows something: that an example is lost, or that all of it found none."""
     if score["status"] not in ("done", "unfinished"):
         return False
-    if any(image["recovered"] for image in score["images"]):
+    if any(one["recovered"] for one in examples(score)):
         return True
-    guessed = any(image["psnr_db"] is not None for image in score["images"])
-    return guessed and score.get("observation") not in crashed
+    return bool(values(score)) and score.get("observation") not in crashed
 
 
 def _crashed(run: RunResult) -> set[str]:
@@ -258,12 +338,14 @@ def _record(
     experiment: Experiment, claim: Claim, attack: AttackConfig, tally: Tally, seconds: float
 ) -> GateRecord:
     scores, broken = tally.scores, tally.broken
-    images = [image for score in scores for image in score["images"]]
-    means = [value for one in scores for value in one["baselines"]["data_mean"]["psnr_db"]]
+    found = spread(value for one in scores for value in values(one))
+    means = [value for one in scores for value in baseline_values(one)]
+    mean = median(means) if means else None
+    is_image = claim.modality == "image"
     passed = len(scores) >= claim.planned and broken <= claim.allowed
     share = exact_share(broken, len(scores), claim.confidence)
     assert share is not None  # noqa: S101 - a gate ends only after a trial
-    values: dict[str, Any] = {
+    told: dict[str, Any] = {
         "experiment": experiment.name,
         "defense": experiment.defense_title,
         "threat": experiment.adversary.threat,
@@ -283,44 +365,48 @@ def _record(
         "failed": tally.failed,
         "unfinished": sum(one["status"] == "unfinished" for one in scores),
         "num_images": sum(one["batch_size"] for one in scores),
-        "psnr_db": spread(image["psnr_db"] for image in images),
-        "baseline_psnr_db": median(means) if means else None,
+        "psnr_db": found if is_image else None,
+        "baseline_psnr_db": mean if is_image else None,
+        "modality": claim.modality,
+        "success_accuracy": None if is_image else claim.success_accuracy,
+        "accuracy": None if is_image else found,
+        "baseline_accuracy": None if is_image else mean,
         "seeds": tally.seeds,
         "runs": tally.runs,
         "seconds": round(seconds, 3),
     }
-    return GateRecord(**values, verdict=_verdict(values))
+    return GateRecord(**told, verdict=_verdict(told, claim))
 
 
-def _verdict(values: Record) -> str:
-    who = f"{values['attack']} within {duration(values['time_budget_s'])} per update"
-    lost = f"{values['broken']} of {count(values['victims'], 'update')}"
-    share = values["share"]
+def _verdict(told: Record, claim: Claim) -> str:
+    who = f"{told['attack']} within {duration(told['time_budget_s'])} per update"
+    lost = f"{told['broken']} of {count(told['victims'], 'update')}"
+    share = told["share"]
     interval = (
-        f"share {percent(share.value)}, {percent(values['confidence'])} interval "
+        f"share {percent(share.value)}, {percent(told['confidence'])} interval "
         f"{percent(share.low)} to {percent(share.high)}"
     )
-    limit = f"{values['threshold_db']:g} dB"
-    if values["passed"]:
+    if told["passed"]:
         return (
-            f"passed: {lost} gave an image away to {limit} to {who} ({interval}); the share is at "
-            f"most {percent(values['bound'])}"
+            f"passed: {lost} gave {claim.loss} to {who} ({interval}); the share is at "
+            f"most {percent(told['bound'])}"
         )
     return (
-        f"failed: {lost} gave an image away to {limit} to {who} ({interval}); "
-        f"{values['allowed']} of {values['planned']} are allowed"
+        f"failed: {lost} gave {claim.loss} to {who} ({interval}); "
+        f"{told['allowed']} of {told['planned']} are allowed"
     )
 
 
 def lines_of(record: GateRecord) -> list[str]:
     """Return what `fedsim gate` prints."""
-    found = record.psnr_db
-    closest = "no image was guessed"
+    found, scale = measured(record), SCALES[record.modality]
+    closest = f"no {scale.noun} was guessed"
     if found is not None:
-        closest = f"PSNR median {decibels(found.median)}, best {decibels(found.best)}"
-    counted = (
-        f"{count(record.num_images, 'private image')} under {count(len(record.seeds), 'seed')}"
-    )
+        closest = (
+            f"{scale.title} median {scale.written(found.median)}, best {scale.written(found.best)}"
+        )
+    private = count(record.num_images, f"private {scale.noun}")
+    counted = f"{private} under {count(len(record.seeds), 'seed')}"
     lost = f"; {count(record.failed, 'attack')} came to no guess and counted not" * bool(
         record.failed
     )
@@ -328,7 +414,7 @@ def lines_of(record: GateRecord) -> list[str]:
         f"{record.experiment}, defense {record.defense}, threat {record.threat}",
         f"claim: {record.claim}",
         record.verdict,
-        f"{closest}; guessing the data mean gives {decibels(record.baseline_psnr_db)}",
+        f"{closest}; guessing the data mean gives {scale.written(baseline(record))}",
         f"{counted}, {duration(record.seconds)}{lost}",
     ]
 

@@ -1,7 +1,7 @@
 """What came out of a gate."""
 
 from fedsim.records import FORMAT
-from fedsim.schemas.document import Count, Document, Seconds, Share
+from fedsim.schemas.document import Count, Document, Modality, Seconds, Share
 from fedsim.schemas.statistics import Interval, Spread
 
 
@@ -54,6 +54,14 @@ class GateRecord(Document):
     """Over guessed images."""
     baseline_psnr_db: float | None
     """Median that guessing the mean of public images gives."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, what is said of images holds."""
+    success_accuracy: Share | None = None
+    """Accuracy from which a text or a row counts as recovered; null for images."""
+    accuracy: Spread | None = None
+    """Of guessed texts and rows, in place of `psnr_db`."""
+    baseline_accuracy: Share | None = None
+    """Of texts and rows, in place of `baseline_psnr_db`."""
     seeds: list[int]
     """Seeds of its runs."""
     runs: list[str]

@@ -11,9 +11,10 @@ from fedsim import gate as gating
 from fedsim.config import AttackConfig, Experiment, parse_experiment
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import replace_json
-from fedsim.gate import Claim, Tally, _count, attack_of, gate, junit, lines_of
+from fedsim.gate import Claim, Tally, _count, attack_of, claim_of, gate, junit, lines_of
 from fedsim.schemas.gate import GateRecord
 from fedsim.sweep.statistics import upper_bound
+from tests.fedsim.told import table_run
 
 LINEAR = AttackConfig(name="linear", time_budget_s=5)
 
@@ -217,3 +218,74 @@ def test_the_attack_is_that_of_the_experiment_if_it_names_it() -> None:
     assert attack_of(read, "auto", None) == AttackConfig(name="auto")
     with pytest.raises(ConfigError, match="must be above 0"):
         attack_of(read, "auto", 0.0)
+
+
+# text and tables
+
+
+def claim_on(folder: Path, data: str, **given: Any) -> Claim:
+    """Return the claim of `fedsim gate` with these options."""
+    options = {"max_psnr": None, "max_accuracy": None, "max_success_rate": None}
+    more = {"tolerate": 0.05, "confidence": 0.95, "victims": None}
+    return claim_of(experiment(folder, data={"name": data}), **(options | more | given))
+
+
+def test_of_a_table_the_claim_is_about_the_share_of_features(tmp_path: Path) -> None:
+    claim = claim_on(tmp_path, "wine", max_accuracy=0.6)
+
+    assert claim.words.replace("\u00a0", " ") == (
+        "at most 5 % of updates give a row away to 60 % of features right, with 95 % confidence"
+    )
+
+
+def test_a_success_rate_takes_the_threshold_of_the_experiment(tmp_path: Path) -> None:
+    claim = claim_on(tmp_path, "wine", max_success_rate=0.2)
+
+    assert (claim.modality, claim.success_accuracy, claim.tolerated) == ("table", 0.9, 0.2)
+    assert claim_on(tmp_path, "digits", max_success_rate=0.2).threshold_db == 30.0
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "said"),
+    [
+        (
+            "wine",
+            {"max_psnr": 15.0},
+            "--max-psnr is about images, and data 'wine' holds rows; give",
+        ),
+        ("digits", {"max_accuracy": 0.5}, "data 'digits' holds images; give --max-psnr"),
+        ("digits", {}, "either --max-psnr or --max-success-rate"),
+        ("wine", {"max_accuracy": 0.5, "max_success_rate": 0.1}, "either --max-accuracy or"),
+        ("wine", {"max_accuracy": 50.0}, "must be above 0 and at most 1, got 50"),
+    ],
+)
+def test_a_threshold_that_the_data_do_not_go_with_is_refused(
+    data: str, given: dict[str, float], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        claim_on(tmp_path, data, **given)
+
+
+def test_a_row_that_is_recovered_breaks_the_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = table_run(tmp_path)
+    scores = [{**one, "round": 1} for one in made.scores()]
+    seen: list[Experiment] = []
+
+    def run(fresh: Experiment) -> Any:
+        seen.append(fresh)
+        return SimpleNamespace(directory=made.root, scores=scores)
+
+    monkeypatch.setattr("fedsim.driver.run", run)
+    table = experiment(tmp_path, data={"name": "wine"}, model={"name": "mlp"})
+
+    found = gate(table, claim_on(tmp_path, "wine", max_accuracy=0.6), attack=LINEAR, workers=1)
+
+    assert seen[0].score.success_accuracy == 0.6
+    assert (found.passed, found.broken, found.victims) == (False, 1, 4)
+    text = " ".join(lines_of(found)).replace("\u00a0", " ")
+    assert "failed: 1 of 4 updates gave a row away to 60 % of features right to linear" in text
+    assert "features right median 83.3 %, best 100 %; guessing the data mean gives 25 %" in text
+    assert "8 private rows under 1 seed" in text
+    assert found.psnr_db is None
