@@ -14,6 +14,7 @@ DATASETS = {
     "lfw": "fedsim.data.lfw:lfw",
     "hf:NAME": "fedsim.data.hugging_face:hugging_face",
     "python-docs": "fedsim.data.corpora:python_docs",
+    "sentences": "fedsim.data.corpora:own_sentences",
     "text-folder": "fedsim.data.corpora:text_folder",
     "tsv": "fedsim.data.corpora:tsv",
     "hf-text:NAME": "fedsim.data.corpora:hugging_face_text",

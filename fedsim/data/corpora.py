@@ -47,8 +47,6 @@ def python_docs(
         packed: Join all sentences and cut them into examples without pads.
         limit: Keep only so many examples of each split, the first ones.
     """
-    from pydoc_data.topics import topics
-
     wanted = Wanted(
         task=task,
         length=length,
@@ -58,8 +56,45 @@ def python_docs(
         packed=packed,
         limit=limit,
     )
-    texts = list(_unique(one for text in topics.values() for one in sentences_of(text)))
-    return text_data("python-docs", texts, wanted)
+    return text_data("python-docs", _documentation(), wanted)
+
+
+def own_sentences(
+    *,
+    texts: tuple[str, ...],
+    task: Head = "masked",
+    length: Length = 16,
+    vocabulary: str = "",
+    vocabulary_size: VocabularySize = 2000,
+    masked_share: MaskedShare = 0.15,
+) -> TextData:
+    """Sentences written in the experiment itself, to see what becomes of one's own.
+
+    Clients hold these alone. The test split, and the texts that a vocabulary is learned from, are
+    the sentences of the Python documentation.
+
+    Args:
+        texts: One or more.
+        task: Predict masked tokens (bert), or each next one (gpt2).
+        length: Tokens of an example, with those that open and close it; longer ones are cut.
+        vocabulary: `vocab.txt` or `tokenizer.json`; empty to learn WordPieces.
+        vocabulary_size: Tokens at most, where they are learned.
+        masked_share: Share of tokens that are masked.
+
+    Raises:
+        ConfigError: There is no text.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise ConfigError("data.options.texts must hold at least one sentence, and no empty one")
+    wanted = Wanted(
+        task=task,
+        length=length,
+        vocabulary=vocabulary,
+        vocabulary_size=vocabulary_size,
+        masked_share=masked_share,
+    )
+    public = _documentation()
+    return text_data("sentences", texts, wanted, test=public, learn_from=[*public, *texts])
 
 
 def text_folder(
@@ -256,6 +291,13 @@ def hugging_face_text(
         str(one) for one in range(max(labels) + 1)
     ]
     return text_data(f"hf-text:{name}", texts, wanted, labels=labels, class_names=names)
+
+
+def _documentation() -> list[str]:
+    """Return the sentences of the Python documentation that is inside the standard library."""
+    from pydoc_data.topics import topics
+
+    return list(_unique(one for text in topics.values() for one in sentences_of(text)))
 
 
 def sentences_of(text: str) -> Iterator[str]:

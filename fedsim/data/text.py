@@ -91,6 +91,7 @@ def text_data(
     labels: Sequence[int] | None = None,
     test_labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
+    learn_from: Sequence[str] | None = None,
 ) -> TextData:
     """Return the data set made of texts.
 
@@ -102,6 +103,7 @@ def text_data(
         labels: Classes of `texts`; None if there are none.
         test_labels: Classes of `test`.
         class_names: K names.
+        learn_from: Texts that a vocabulary is learned from; None for those for training.
 
     Raises:
         ConfigError: There are no classes, or too few texts.
@@ -115,7 +117,7 @@ def text_data(
         raise ConfigError(
             "data.options.packed joins texts, which have a class each; set it to false"
         )
-    if len(texts) < 10:
+    if test is None and len(texts) < 10:
         raise ConfigError(f"data '{name}' needs at least 10 texts, got {len(texts)}")
     kept = np.asarray(texts, dtype=object)
     classes = np.asarray(
@@ -131,7 +133,7 @@ def text_data(
     vocabulary = (
         read_vocabulary(Path(wanted.vocabulary).expanduser())
         if wanted.vocabulary
-        else learned_vocabulary(kept.tolist(), wanted.vocabulary_size)
+        else learned_vocabulary(learn_from or kept.tolist(), wanted.vocabulary_size)
     )
     tokens = vocabulary.tokens(wanted.task)
     train = _examples(vocabulary, kept.tolist(), tokens, wanted, classes, "training")
