@@ -1,15 +1,20 @@
-"""The gallery: private images, and beside each what every attack has made of it so far."""
+"""The gallery: private images, texts or rows, and beside each what every attack made of it so far.
+
+What is said of images holds for texts and rows.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from fedsim.examples import Reader
 from fedsim.files import Record
+from fedsim.quality import modality_of, scale_of
 from fedsim.records import EVERYBODY
 from fedsim.report.gallery import spread_of
 from fedsim.watch.listing import trailing_number
-from fedsim.watch.scores import Entry
+from fedsim.watch.scores import Entry, is_of_some_kind, scored
 from fedsim.watch.values import document, listed, number, rounded, text, whole
 from fedsim.watch.watched import Watched
 from fedsim.watch.workers import Working
@@ -25,6 +30,8 @@ MOST_TILES = 12
 """Attacks beside one original."""
 MOST_STEPS = 64
 """Frames of one attack."""
+ROUGE = ("rouge1", "rouge2", "rouge_l")
+"""What is told of a text beside its accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,7 @@ def _cards_of(
     working: Sequence[Working],
     attacks: Sequence[str],
 ) -> Iterator[Record]:
-    records = {attack: _record(run, identity, attack, entry) for attack, entry in scores.items()}
+    records = {attack: run.score(identity, attack, entry) for attack, entry in scores.items()}
     played, sender = about
     images = _images(run, identity, records)
     for place, rank in images:
@@ -130,9 +137,10 @@ def _cards_of(
             "image": place,
             "rank": rank,
             "label": _label(records, place),
+            "class": _class(run.reader, _label(records, place)),
             "original": _sealed(run.root, played, sender),
             "tiles": [
-                _tile(run.root, identity, attack, place, records.get(attack), working)
+                _tile(run, identity, attack, place, records.get(attack), working)
                 for attack in attacks
             ],
         }
@@ -145,22 +153,14 @@ def _sealed(root: Path, played: int, sender: str) -> bool:
     return (root / "truth" / f"round-{played:05d}-{sender}.safetensors").is_file()
 
 
-def _record(run: Watched, identity: str, attack: str, entry: Entry) -> Record:
-    """Return a score in full; what is no longer there has no images."""
-    line = run.scores_log.line_at(entry.place, entry.length) or {}
-    if line.get("observation") != identity or line.get("attack") != attack:
-        return {"status": entry.status}
-    return line
-
-
 def _images(run: Watched, identity: str, records: dict[str, Record]) -> list[tuple[int, str]]:
     """Return which images of a batch are shown, each with its rank where there are more."""
     rated: dict[int, float] = {}
     batch = 0
     for record in records.values():
         batch = max(batch, whole(record.get("batch_size")) or 0)
-        for image in _scored(record):
-            value, place = number(image.get("psnr_db")), whole(image.get("truth"))
+        for image in scored(record):
+            value, place = _value(record, image), whole(image.get("truth"))
             if value is not None and place is not None:
                 rated[place] = max(value, rated.get(place, value))
     if not batch:
@@ -175,12 +175,12 @@ def _images(run: Watched, identity: str, records: dict[str, Record]) -> list[tup
     return [(place, f"{name} of {batch}") for place, name in zip(ranked, names, strict=True)]
 
 
-def _scored(record: Record) -> list[dict[str, Any]]:
-    return [one for one in listed(record.get("images")) if isinstance(one, dict)]
+def _value(record: Record, image: Record) -> float | None:
+    return number(image.get(scale_of(record).field)) if is_of_some_kind(record) else None
 
 
-def _image(record: Record, place: int) -> dict[str, Any]:
-    return next((one for one in _scored(record) if one.get("truth") == place), {})
+def _image(record: Record, place: int) -> Record:
+    return next((one for one in scored(record) if one.get("truth") == place), {})
 
 
 def _label(records: dict[str, Record], place: int) -> int | None:
@@ -188,8 +188,15 @@ def _label(records: dict[str, Record], place: int) -> int | None:
     return next((label for label in labels if label is not None), None)
 
 
+def _class(reader: Reader, label: int | None) -> str:
+    """Return the name of the class of a text or a row; classes of images have numbers here."""
+    if label is None or reader.modality == "image" or label >= len(reader.class_names):
+        return ""
+    return text(reader.class_names[label], 40)
+
+
 def _tile(
-    root: Path,
+    run: Watched,
     identity: str,
     attack: str,
     place: int,
@@ -201,18 +208,20 @@ def _tile(
         return {"attack": attack, **_under_way(identity, attack, working)}
     image = _image(record, place)
     guess = whole(image.get("guess"))
+    is_text = is_of_some_kind(record) and modality_of(record) == "text"
     return {
         "attack": attack,
         "state": text(record.get("status"), 20),
-        "psnr": rounded(number(image.get("psnr_db"))),
-        "ssim": rounded(number(image.get("ssim")), 3),
+        "value": rounded(_value(record, image)),
+        "rouge": [rounded(number(image.get(key)), 3) for key in ROUGE] if is_text else [],
         "recovered": image.get("recovered") is True,
         "guessed": whole(image.get("guessed_label")),
+        "guessed_class": _class(run.reader, whole(image.get("guessed_label"))),
         "labels": rounded(number(record.get("label_accuracy"))),
         "reason": text(record.get("reason")),
         "seconds": rounded(number(record.get("seconds")), 3),
         "guess": guess,
-        **({} if guess is None else _film(root, identity, attack)),
+        **({} if guess is None else _film(run.root, identity, attack)),
     }
 
 

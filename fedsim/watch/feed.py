@@ -12,6 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 from fedsim.watch.pictures import Pictures
+from fedsim.watch.specimens import Specimens
+from fedsim.watch.tensors import RunTensors
 from fedsim.watch.watched import Watched
 
 PAUSE_S = 0.4
@@ -65,7 +67,12 @@ class Feed:
         self._open(run_in(path))
 
     def _open(self, root: Path) -> None:
-        self.run, self.pictures = Watched(root), Pictures(root)
+        tensors = RunTensors(root)
+        self.run, self.pictures, self.specimens = (
+            Watched(root),
+            Pictures(tensors),
+            Specimens(tensors),
+        )
         self.reading = uuid4().hex[:12]  # versions of another start mean nothing here
 
     def look(self) -> bool:

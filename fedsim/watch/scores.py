@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.files import Record
+from fedsim.quality import SCALES, examples, modality_of, scale_of
+from fedsim.schemas.document import Modality
 from fedsim.watch.tail import Line
 from fedsim.watch.values import listed, name, number, rounded, table, text, whole
 
@@ -24,13 +27,14 @@ class Entry:
         round: Of the observation.
         victim: Who sent it.
         status: Of the attack.
+        modality: What private examples are; of texts and rows, what is said of images holds.
         on_images: Whether images were guessed.
-        values: PSNR of every guessed image, in dB.
+        values: How close every guessed image came, on the scale of its modality.
         num_images: Private images behind the update; 0 of one that is not scored.
         num_recovered: Of these.
         labels: Share of labels found, if any were guessed.
-        baseline: PSNR of guessing the data mean, per image.
-        threshold: PSNR from which an image counts as recovered.
+        baseline: How close guessing the data mean comes, per image.
+        threshold: The value from which an image counts as recovered.
         seconds: What the attack took.
         place: Where its line begins in the log.
         length: Of that line.
@@ -39,6 +43,7 @@ class Entry:
     round: int
     victim: str
     status: str
+    modality: Modality
     on_images: bool
     values: tuple[float, ...]
     num_images: int
@@ -74,6 +79,7 @@ class ScoreBook:
         self.by_victim: dict[str, set[Key]] = {}
         self.best: dict[str, float] = {}
         self.changed: set[tuple[str, int]] = set()
+        self.modality: Modality | None = None
         self.others = 0
         self.num_added = 0
 
@@ -92,6 +98,7 @@ class ScoreBook:
             self._count(key, before, -1)
         self.entries[key] = entry
         self.num_added += 1
+        self.modality = entry.modality
         self.by_observation.setdefault(observation, {})[attack] = entry
         self._count(key, entry, 1)
         if before is not None:
@@ -125,7 +132,7 @@ class ScoreBook:
         self.changed.add((key[1], entry.round))
 
     def point(self, attack: str, number_of_round: int) -> list[float | int | None]:
-        """Return median, worst and best PSNR of a round, attacks, and share of labels found."""
+        """Return median, worst and best value of a round, attacks, and share of labels found."""
         keys = self.attacks[attack].rounds.get(number_of_round, ())
         entries = [self.entries[key] for key in keys]
         values = [value for entry in entries for value in entry.values]
@@ -163,24 +170,43 @@ class ScoreBook:
 def _entry(line: Line) -> Entry | None:
     record = line.record
     number_of_round, status = whole(record.get("round")), record.get("status")
-    if number_of_round is None or status not in STATES:
+    if number_of_round is None or status not in STATES or not is_of_some_kind(record):
         return None
-    images = [one for one in listed(record.get("images")) if isinstance(one, dict)]
-    values = [number(one.get("psnr_db")) for one in images]
+    images = scored(record)
+    values = [number(one.get(scale_of(record).field)) for one in images]
     counts = status != "unscored"
-    guesses = table(table(record.get("baselines")).get("data_mean")).get("psnr_db")
+    if modality_of(record) == "image":
+        guesses = table(table(record.get("baselines")).get("data_mean")).get("psnr_db")
+        threshold = number(record.get("success_threshold_db"))
+    else:
+        guesses = table(record.get("baseline_accuracy")).get("data_mean")
+        threshold = number(record.get("success_accuracy"))
     return Entry(
         round=number_of_round,
         victim=text(record.get("victim"), 100),
         status=str(status),
+        modality=modality_of(record),
         on_images=bool(images),
         values=tuple(value for value in values if value is not None),
         num_images=(whole(record.get("batch_size")) or 0) if counts else 0,
         num_recovered=sum(one.get("recovered") is True for one in images) if counts else 0,
         labels=number(record.get("label_accuracy")),
         baseline=tuple(v for one in listed(guesses) if (v := number(one)) is not None),
-        threshold=number(record.get("success_threshold_db")),
+        threshold=threshold,
         seconds=number(record.get("seconds")) or 0.0,
         place=line.place,
         length=line.length,
     )
+
+
+def is_of_some_kind(record: Record) -> bool:
+    """Whether a score tells of images, texts or rows; those of earlier versions do of images."""
+    kind = record.get("modality", "image")
+    return isinstance(kind, str) and kind in SCALES
+
+
+def scored(record: Record) -> list[Record]:
+    """Return what a score says of each private example, as far as it makes sense."""
+    if not is_of_some_kind(record):
+        return []
+    return [one for one in listed(examples(record)) if isinstance(one, dict)]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.files import Record
-from fedsim.report.wording import SPACE, adversary, decibels, nothing_known, percent
+from fedsim.quality import SCALES, Scale
+from fedsim.report.wording import adversary, nothing_known, percent
 from fedsim.watch.values import listed, table, text, whole
 
 QUIET_S = 90.0
@@ -99,6 +100,7 @@ def headline(
     threat: Record | None,
     stage: str,
     *,
+    scale: Scale = SCALES["image"],
     asked: bool = True,
     why_nothing: str = "nothing was attacked",
 ) -> str:
@@ -109,6 +111,7 @@ def headline(
         kinds: What sets attacks apart, in words.
         threat: What `threat.json` holds.
         stage: Where the run stands.
+        scale: On which guesses were measured.
         asked: Whether the experiment names attacks.
         why_nothing: Why there are no rows, if the run is over and there are none.
     """
@@ -136,16 +139,16 @@ def headline(
         ),
     )
     row = on_images[best]
-    images = f"{row['images']:,} image{'s' * (row['images'] != 1)}"
-    limit = f"{row['threshold'] or 0:g}{SPACE}dB"
+    images = f"{row['images']:,} {scale.noun if row['images'] == 1 else scale.nouns}"
+    limit = scale.limit_in_full(row["threshold"] or 0)
     told = best if honest else f"{best}, an oracle"
-    guessing = f"guessing the data mean gives {decibels(row['baseline'])}"
+    guessing = f"guessing the data mean gives {scale.written(row['baseline'])}"
     if row["recovered"]:
         what = f"{row['recovered']:,} of {images}"
         return f"{who} has recovered {what}{far}, to {limit} or better ({told}); {guessing}."
     return (
         f"{who} has recovered none of {images}{far} to {limit}; {told} came "
-        f"closest with a median of {decibels(row['median'])}, and {guessing}."
+        f"closest with a median of {scale.written(row['median'])}, and {guessing}."
     )
 
 

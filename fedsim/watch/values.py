@@ -33,11 +33,17 @@ def whole(value: object, most: int = 10**9) -> int | None:
     return value if 0 <= value <= most else None
 
 
-def text(value: object, most: int = MOST_TEXT) -> str:
-    """Return a text of at most so many characters, on one line; empty for anything else."""
+def text(value: object, most: int = MOST_TEXT, instead: str = " ") -> str:
+    """Return a text of at most so many characters, on one line; empty for anything else.
+
+    Args:
+        value: What may be one.
+        most: Characters.
+        instead: Of each that is not printed, such as those that turn the direction of reading.
+    """
     if not isinstance(value, str):
         return ""
-    plain = "".join(letter if letter.isprintable() else " " for letter in value[: most + 1])
+    plain = "".join(letter if letter.isprintable() else instead for letter in value[: most + 1])
     return plain if len(plain) <= most else plain[: most - 1] + "\u2026"
 
 

@@ -5,19 +5,24 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attacks.metrics.tables import TOLERANCE
 from fedsim.errors import FedsimError
+from fedsim.examples import Reader
 from fedsim.files import Record, reading
+from fedsim.quality import SCALES, Scale
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import attack_kinds
 from fedsim.report.reading import attack_label, without_paths
 from fedsim.report.wording import nothing_attacked
 from fedsim.watch import graph
+from fedsim.watch.data import DataFile
 from fedsim.watch.listing import Heard, trailing_number
-from fedsim.watch.scores import ScoreBook
+from fedsim.watch.scores import Entry, ScoreBook
 from fedsim.watch.stage import covers, headline, stage_of
 from fedsim.watch.tail import Line, Tail
 from fedsim.watch.traffic import Traffic
@@ -52,6 +57,7 @@ class Watched:
         self.lock = threading.RLock()
         self.sections: dict[str, tuple[int, Any]] = {}
         self.heard = Heard(root / "observations")
+        self.data, self.reader = DataFile(root), Reader()
         self.events_log, self.rounds_log = Tail(root / "events.jsonl"), Tail(root / "rounds.jsonl")
         self.scores_log = Tail(root / "scores.jsonl")
         self.traffic_log, self.traffic = Tail(root / "traffic.jsonl"), Traffic()
@@ -96,6 +102,7 @@ class Watched:
             more = self._read_rounds() | self._read_scores() | self._read_events()
             more |= self._read_traffic()
             self.heard.look()
+            self.reader = self.data.look() or Reader(modality=self.book.modality or "image")
             now = time.time()
             self.working = at_work(self.root, self.book.entries.keys(), now)
             self._describe(now, more=more)
@@ -204,6 +211,24 @@ class Watched:
         return growth.more
 
     @property
+    def scale(self) -> Scale:
+        """How close guesses came is measured on it."""
+        return SCALES[self.reader.modality]
+
+    @property
+    def tolerance(self) -> float:
+        """By how much of its range a number of a table may be off, before a score says it."""
+        told = number(table(self.config.get("score")).get("tolerance"))
+        return TOLERANCE if told is None or not 0 <= told <= 1 else told
+
+    def score(self, observation: str, attack: str, entry: Entry) -> Record:
+        """Return a score in full; what is no longer there has no images."""
+        line = self.scores_log.line_at(entry.place, entry.length) or {}
+        if line.get("observation") != observation or line.get("attack") != attack:
+            return {"status": entry.status}
+        return line
+
+    @property
     def at_work(self) -> set[str]:
         """Observations on which a worker is at the moment."""
         return {
@@ -231,7 +256,9 @@ class Watched:
         rows = self.sections["attacks"][1]
         stage, asked = str(state["stage"]), bool(self.joins)
         why = "" if rows else self._why_nothing(ended=not more, asked=asked)
-        said = headline(rows, self.kinds, threat, stage, asked=asked, why_nothing=why)
+        said = headline(
+            rows, self.kinds, threat, stage, scale=self.scale, asked=asked, why_nothing=why
+        )
         self._put("headline", said)
         self._put("stamp", [len(self.heard.found), self.book.num_added, self.era])
         self._draw()
@@ -277,6 +304,7 @@ class Watched:
             "oracle": (threat or {}).get("oracle") is True,
             "attacks": [[one, self.kinds.get(one, "")] for one in self.joins if name(one)],
             "started": text(environment.get("started"), 40),
+            "scale": {"modality": self.reader.modality, **asdict(self.scale)},
         }
 
     def _attack_kinds(self, threat: Record | None) -> dict[str, str]:

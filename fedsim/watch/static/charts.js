@@ -1,6 +1,6 @@
 // Curves over rounds: a line, its band from worst to best, and what it must be compared with.
 
-import { byId, colourOf, decibels, drawn, element, number, percent, say } from "./dom.js";
+import { byId, colourOf, drawn, element, number, percent, say } from "./dom.js";
 
 const LEFT = 40, RIGHT = 10, TOP = 8, FOOT = 22, MOST_DOTS = 40;
 const panels = new Map();
@@ -10,7 +10,7 @@ export function drawCurves(page) {
   byId("curves").hidden = wanted.length === 0;
   drawLegend(page);
   const first = Math.min(1, ...minmax([...page.rounds.keys()]));
-  const leaks = wanted.some((panel) => ["psnr", "labels"].includes(panel.key));
+  const leaks = wanted.some((panel) => ["leak", "labels"].includes(panel.key));
   say("curves-name", leaks ? "Leakage and utility" : "Utility");
   const names = new Set(wanted.map((panel) => panel.key));
   for (const [key, panel] of panels) {
@@ -38,11 +38,14 @@ const widths = new ResizeObserver((found) => {
 });
 
 function wantedPanels(page) {
-  const attacks = attacksOf(page);
+  const attacks = attacksOf(page), { scale } = page;
   const curves = attacks.map((attack) => ({
     name: page.nameOf(attack),
     colour: colourOf(page.seriesOf(attack)),
-    points: sorted(page.points.get(attack)).map(([at, row]) => ({ at, value: row[0], low: row[1], high: row[2] })),
+    points: sorted(page.points.get(attack)).map(([at, row]) => {
+      const [value, low, high] = row.slice(0, 3).map(page.scale.shown);
+      return { at, value, low, high };
+    }),
   }));
   const onImages = curves.filter((curve) => curve.points.some((point) => point.value !== null));
   const labels = attacks
@@ -61,7 +64,7 @@ function wantedPanels(page) {
       .map(([at, row]) => ({ at, value: row[place], low: spread ? row[4] : null, high: spread ? row[5] : null })),
   }];
   return [
-    { key: "psnr", title: "PSNR, dB: median, worst to best", curves: onImages, rules: rulesOf(page), words: decibels },
+    { key: "leak", title: `${scale.title}, ${scale.unit}: median, worst to best`, curves: onImages, rules: rulesOf(page), most: scale.most, words: scale.inUnit },
     { key: "labels", title: "labels found, share", curves: labels, most: 1, words: percent },
     { key: "accuracy", title: "accuracy", curves: measured(0, true), most: 1, words: percent },
     { key: "loss", title: "loss", curves: measured(1), words: number },
@@ -72,11 +75,11 @@ function wantedPanels(page) {
 
 function rulesOf(page) {
   const rows = Object.values(page.attacks || {}).filter((row) => row.images);
-  const rules = [];
+  const rules = [], { scale } = page;
   const guess = middle(rows.map((row) => row.baseline).filter((value) => value !== null));
   const threshold = middle(rows.map((row) => row.threshold).filter((value) => value !== null));
-  if (guess !== null) rules.push([`data mean ${decibels(guess)}`, guess]);
-  if (threshold !== null) rules.push([`counts as recovered, ${number(threshold)} dB`, threshold]);
+  if (guess !== null) rules.push([`data mean ${scale.written(guess)}`, scale.shown(guess)]);
+  if (threshold !== null) rules.push([`counts as recovered, ${number(scale.shown(threshold))} ${scale.unit}`, scale.shown(threshold)]);
   return rules;
 }
 

@@ -35,9 +35,19 @@ const NOTHING = "\u2013";
 const SPACE = "\u00a0";
 const there = (value) => value !== null && value !== undefined;
 
-export const decibels = (value) => (there(value) ? value.toFixed(1) + SPACE + "dB" : NOTHING);
-
 export const percent = (value) => (there(value) ? (100 * value).toFixed(1).replace(/\.0$/, "") + SPACE + "%" : NOTHING);
+
+// how close guesses come: `told` is a scale of fedsim.quality, that of images if there is none
+export function scaleOf(told) {
+  const scale = told || { modality: "image", title: "PSNR", unit: "dB", noun: "image", nouns: "images", part: "", factor: 1, most: null };
+  const shown = (value) => (there(value) ? scale.factor * value : null);
+  const inUnit = (value) => {
+    const digits = value.toFixed(1);
+    return (scale.part ? digits.replace(/\.0$/, "") : digits) + SPACE + scale.unit;
+  };
+  const written = (value) => (there(value) ? inUnit(shown(value)) : NOTHING);
+  return { ...scale, shown, inUnit, written };
+}
 
 export const number = (value, digits = 3) => (there(value) ? String(Number(value.toPrecision(digits))) : NOTHING);
 

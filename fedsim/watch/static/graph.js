@@ -1,16 +1,16 @@
 // The federation: who speaks to whom, where the adversary sits, what it hears, what it got of whom.
 
-import { byId, decibels, drawn, element, say, show } from "./dom.js";
+import { byId, drawn, element, say, show } from "./dom.js";
 
-const SERVER = -1, STRONGEST = 60, SIDE = 440, MOST_LOOKS = 400000;
-let shown = null, nodes = new Map();
+const SERVER = -1, STRONGEST_DB = 60, SIDE = 440, MOST_LOOKS = 400000;
+let shown = null, scale = null, nodes = new Map();
 
 export function drawGraph(page, choose) {
   const graph = page.graph;
   show("federation", Boolean(graph));
   if (!graph) return;
-  if (shown !== graph) {
-    shown = graph;
+  if (shown !== graph || scale !== page.scale) {
+    [shown, scale] = [graph, page.scale];
     build(graph, page, choose);
     const more = graph.left_out ? ` ${graph.left_out} more clients are not drawn.` : "";
     say("graph-note", graph.note + more);
@@ -58,20 +58,22 @@ function build(graph, page, choose) {
 
 function colour(graph, page) {
   const best = page.best || {}, active = new Set(page.state?.active || []);
-  const guess = Math.max(0, ...Object.values(page.attacks || {}).map((row) => row.baseline || 0));
+  const guess = Math.max(0, ...Object.values(page.attacks || {}).map((row) => scale.shown(row.baseline) || 0));
   for (const [one, { mark, name, label }] of nodes) {
     if (one === SERVER) {
       name.textContent = "the server";
       continue;
     }
     const value = best[one];
-    const share = value === undefined ? null : Math.max(0, Math.min(1, (value - guess) / (STRONGEST - guess)));
+    const share = value === undefined ? null : Math.max(0, Math.min(1, (scale.shown(value) - guess) / Math.max(1, strongest() - guess)));
     mark.style.fill = share === null ? "var(--grid)" : `color-mix(in srgb, var(--c0) ${Math.round(10 + 90 * share)}%, var(--paper))`;
     mark.classList.toggle("active", page.state?.live === true && active.has(one) && label !== null && !mark.classList.contains("own"));
     label?.classList.toggle("on", share !== null && share > 0.5);
-    name.textContent = `${page.run?.peers ? "peer" : "client"} ${one}: ${value === undefined ? "nothing recovered yet" : `best image ${decibels(value)}`}`;
+    name.textContent = `${page.run?.peers ? "peer" : "client"} ${one}: ${value === undefined ? "nothing recovered yet" : `best ${scale.noun} ${scale.written(value)}`}`;
   }
 }
+
+const strongest = () => scale.most ?? STRONGEST_DB;
 
 const thin = (graph) => Math.max(0.5, Math.min(1.5, 14 / Math.sqrt(1 + graph.links.length + graph.heard.length)));
 
@@ -124,6 +126,6 @@ function keys(graph, page) {
     found.push(key(square, graph.own.length ? "adversary" : "tap"));
   }
   if (graph.heard.length) found.push(key(drawn("path", { d: "M0 8H16", stroke: "var(--warn)", "stroke-width": 2 }), "link it hears"));
-  found.push(element("span", {}, "best image:", element("span", { class: "bar", "aria-hidden": "true" }), `a guess to ${STRONGEST} dB and more`));
+  found.push(element("span", {}, `best ${scale.noun}:`, element("span", { class: "bar", "aria-hidden": "true" }), `a guess to ${strongest()} ${scale.unit}${scale.most ? "" : " and more"}`));
   return element("div", { class: "keys" }, ...found);
 }

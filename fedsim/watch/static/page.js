@@ -1,7 +1,7 @@
 // Listens to the run and keeps the page up to date; goes on by itself when the server comes back.
 
 import { drawCurves } from "./charts.js";
-import { byId, count, decibels, duration, element, number, percent, say, show, whole } from "./dom.js";
+import { byId, count, duration, element, number, percent, say, scaleOf, show, whole } from "./dom.js";
 import { chooseVictim, drawVictims, forgetCards, openGallery, refreshSoon, refresh } from "./gallery.js";
 import { drawGraph } from "./graph.js";
 import { openSpotlight } from "./spotlight.js";
@@ -14,6 +14,7 @@ const page = {
   reading: "",
   rounds: new Map(),
   points: new Map(),
+  scale: scaleOf(null),
   seriesOf(attack) {
     const named = (page.run?.attacks || []).findIndex(([name]) => name === attack);
     return named >= 0 ? named : (page.run?.attacks || []).length + [...page.points.keys()].indexOf(attack);
@@ -40,12 +41,26 @@ function take(told) {
   }
   page.reading = told.reading;
   for (const name of SECTIONS) if (name in told) page[name] = told[name];
+  if (told.run?.scale.modality !== undefined && told.run.scale.modality !== page.scale.modality) measureBy(told.run.scale);
   for (const [at, ...row] of told.rounds) page.rounds.set(at, row);
   for (const [attack, rows] of Object.entries(told.points)) {
     if (!page.points.has(attack)) page.points.set(attack, new Map());
     for (const [at, ...row] of rows) page.points.get(attack).set(at, row);
   }
   draw(told);
+}
+
+function measureBy(scale) {
+  page.scale = scaleOf(scale);
+  forgetCards();
+  spotlight.forget();
+  refreshSoon();
+  const notes = {
+    image: "PSNR is measured image by image; higher is closer, and 120 dB stands for equal.",
+    text: "Every guess is compared with the private text that it is paired with, token by token; special tokens and pads count for nothing.",
+    table: "Every guess is compared with the private row that it is paired with: a category is right if it is the same, a number if it is off by no more than the tolerance.",
+  };
+  say("about", `No attack sees the private ${scale.nouns}; they are shown here beside the guesses, from the sealed truth of the run. Whoever can open this page sees them too. ${notes[scale.modality]}`);
 }
 
 function draw(told) {
@@ -87,7 +102,7 @@ function drawBadge() {
 }
 
 function drawFigures() {
-  const { run, state } = page;
+  const { run, state, scale } = page;
   show("figures", Boolean(run?.name));
   if (!run?.name) return;
   const rounds = [...page.rounds.entries()].sort((one, other) => other[0] - one[0]);
@@ -101,7 +116,7 @@ function drawFigures() {
   const figures = [
     ["Round", state.round === null ? "\u2013" : `${state.round} of ${run.rounds}`, pace + left],
     ["Accuracy", percent(evaluated?.[0]), evaluated && evaluated[1] !== null ? `loss ${number(evaluated[1])}` : ""],
-    ["Images recovered", best ? `${whole(best[1].recovered)} of ${whole(best[1].images)}` : "\u2013", best ? `by ${page.nameOf(best[0])}, median ${decibels(best[1].median)}` : `${count(state.heard, "update")} heard`],
+    [`${scale.nouns[0].toUpperCase()}${scale.nouns.slice(1)} recovered`, best ? `${whole(best[1].recovered)} of ${whole(best[1].images)}` : "\u2013", best ? `by ${page.nameOf(best[0])}, median ${scale.written(best[1].median)}` : `${count(state.heard, "update")} heard`],
     ["Attacks", `${whole(state.done)} done`, state.live ? `${state.running} at work, ${whole(state.waiting)} waiting` : state.waiting ? `${whole(state.waiting)} not made` : "none left"],
     ["Speed", state.per_minute ? `${state.per_minute} a minute` : done ? `${duration(spent / done)}` : "\u2013", state.per_minute ? `${duration(done ? spent / done : null)} of work each` : done ? "of work for each attack" : "no attack is done yet"],
   ].filter(([name]) => name !== "Speed" || state.live || done);  // a run that ended without attacks has none
@@ -136,8 +151,8 @@ function drawAttacks() {
       element("th", { scope: "row" }, page.nameOf(name)),
       element("td", { class: "right" }, whole(ended), failed, unscored),
       element("td", { class: "right" }, got),
-      element("td", { class: "right" }, decibels(row?.median)),
-      element("td", { class: "right" }, decibels(row?.best)),
+      element("td", { class: "right" }, page.scale.written(row?.median)),
+      element("td", { class: "right" }, page.scale.written(row?.best)),
       element("td", { class: "right" }, ended ? duration(row.seconds) : "\u2013"));
   });
   const head = element("thead", {}, element("tr", {}, ...heads.map((one, place) => element("th", { class: place ? "right" : "", scope: "col" }, one))));

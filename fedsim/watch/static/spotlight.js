@@ -1,13 +1,13 @@
-// One image, large: how its reconstruction comes about beside the original.
+// One image, text or row, large: how its reconstruction comes about beside the original.
 
-import { byId, calm, decibels, say, show } from "./dom.js";
-import { filmOf, guessOf, seek, setPicture, showOriginal, stateWords } from "./gallery.js";
+import { byId, calm, say, show } from "./dom.js";
+import { filmOf, seek, setFilm } from "./films.js";
+import { guessOf, showOriginal, stateWords } from "./gallery.js";
 
 const FRAME_MS = 260, HOLD_MS = 3500;
 
 export function openSpotlight(page) {
-  const original = { ...filmOf("div"), box: byId("spot-original") };
-  const guess = { ...filmOf("div"), box: byId("spot-guess") };
+  const original = filmOf("div", byId("spot-original")), guess = filmOf("div", byId("spot-guess"));
   const slider = byId("spot-frame"), button = byId("play");
   let cards = [], queue = [], known = new Set(), now = null, playing = !calm(), frame = 0, timer = null;
 
@@ -18,19 +18,25 @@ export function openSpotlight(page) {
   function display(card, told, from) {
     now = { card, told, key: keyOf(card, told) };
     show("spotlight", true);
+    byId("spotlight").className = `of-${page.scale.modality}`;
+    say("spot-private", `private ${page.scale.noun}`);
     showOriginal(original, card);
-    setPicture(guess, guessOf(card, told), told.steps?.length || 1);
+    setFilm(guess, guessOf(card, told), told.steps?.length || 1);
     slider.max = String((told.steps?.length || 1) - 1);
     slider.disabled = !told.steps || told.steps.length < 2;
-    say("spot-where", `${card.victim}, round ${card.round}${card.rank ? `, image ${card.image} (${card.rank})` : ""}${card.label === null ? "" : `, label ${card.label}`}. ${endWords(told)}`);
+    say("spot-where", `${card.victim}, round ${card.round}${card.rank ? `, ${page.scale.noun} ${card.image} (${card.rank})` : ""}${card.label === null ? "" : `, label ${card.class || card.label}`}. ${endWords(told)}`);
     go(from ?? (told.steps?.length || 1) - 1);
   }
 
   function endWords(told) {
     const name = page.nameOf(told.attack);
     if (told.state === "running") return `${name} is at work on it.`;
-    const label = told.guessed === null || told.guessed === undefined ? "" : `, guessed label ${told.guessed}`;
-    return `${name} ended with ${stateWords(told)}${label}.`;
+    const label = told.guessed === null || told.guessed === undefined ? "" : `, guessed label ${told.guessed_class || told.guessed}`;
+    const measured = told.value !== null && told.value !== undefined;
+    const part = measured && page.scale.part ? ` of ${page.scale.part}` : "";
+    const shares = measured && told.rouge.every((one) => one !== null) ? told.rouge.map((one) => (100 * one).toFixed(0)).join(" / ") : "";
+    const rouge = shares ? `; ROUGE-1, -2, -L ${shares}` : "";
+    return `${name} ended with ${stateWords(told)}${part}${rouge}${label}.`;
   }
 
   function go(to) {
@@ -40,7 +46,7 @@ export function openSpotlight(page) {
     const { told } = now, steps = told.steps;
     const step = steps ? `step ${steps[to]}` : `step ${told.step ?? 0}`;
     const end = steps && to === steps.length - 1;
-    say("spot-what", `${page.nameOf(told.attack)}, ${step}${end && told.psnr !== null ? `, ${decibels(told.psnr)}` : ""}`);
+    say("spot-what", `${page.nameOf(told.attack)}, ${step}${end && told.value !== null ? `, ${page.scale.written(told.value)}` : ""}`);
     slider.setAttribute("aria-valuetext", step);
   }
 

@@ -1,6 +1,7 @@
 """Run directories of any size, written without running anything, a part at a time."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from fedsim.files import Record, replace_bytes, replace_json
 from fedsim.records import RunDirectory
 from fedsim.threat import threat_of, threat_record
 from fedsim.truth import seal
+from tests.fedsim.told import table_run, text_run
 
 EXPERIMENT = """
 name = "large"
@@ -131,3 +133,50 @@ class Made:
         ]
         with (self.run.root / "scores.jsonl").open("a") as log:
             log.write("".join(f"{line}\n" for line in lines))
+
+
+HOSTILE = (
+    "<img src=x onerror='window.hurt=1'>",
+    "\u202eabc\u202c",
+    "a\x00b\nc\x1b[31m",
+    "\u200f\u061c",
+    "",
+    "y" * 5000,
+    "##</mark><b>",
+    "{{7*7}}",
+)
+"""Tokens, classes and categories of somebody who means no good."""
+
+
+def hostile_text(parent: Path) -> RunDirectory:
+    """Make a run of texts whose words are not to be shown as they are."""
+    run = text_run(parent, name="hostile")
+    told = json.loads(run.data.read_text())
+    told["words"][5 : 5 + len(HOSTILE)] = HOSTILE
+    replace_json(run.data, told)
+    return run
+
+
+def hostile_table(parent: Path) -> RunDirectory:
+    """Make a run of a table whose features are not to be shown as they are."""
+    run = table_run(parent, name="hostile")
+    told = json.loads(run.data.read_text())
+    told["class_names"] = [HOSTILE[0], HOSTILE[1]]
+    for place, column in enumerate(told["columns"]):
+        column["name"] = HOSTILE[place]
+        column["categories"] = [
+            HOSTILE[(place + one) % 8] for one in range(len(column["categories"]))
+        ]
+    replace_json(run.data, told)
+    return run
+
+
+def job(attack: str, observation: str, step: int, *, examples: int = 1) -> Record:
+    """Return what a worker says of the job that it has."""
+    return {
+        "attack": attack,
+        "observations": [observation],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time_budget_s": 60.0,
+        "guesses": {observation: {"step": step, "images": examples}},
+    }

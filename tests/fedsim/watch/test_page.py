@@ -82,7 +82,7 @@ def test_a_finished_run_is_shown_whole(tab: Tab, serve: Serve, finished_run: Run
 
     assert tab.evaluate(BROKEN) == []
     assert "images" in tab.evaluate(says("headline"))
-    assert tab.evaluate("document.querySelectorAll('#panel-psnr .line').length") >= 2
+    assert tab.evaluate("document.querySelectorAll('#panel-leak .line').length") >= 2
     assert tab.evaluate("document.querySelectorAll('#graph .node').length") == 4
     assert "reply-refused" in tab.evaluate(says("events"))
     assert "labels-only" in tab.evaluate(says("attacks"))
@@ -96,7 +96,7 @@ def test_it_reads_well_on_narrow_and_wide_screens(
     tab.look(width, dark=dark)
     tab.open(serve(made_among_peers.root).address)
     tab.wait_for("document.querySelectorAll('.card').length > 3")
-    tab.wait_for("document.querySelectorAll('#panel-psnr .line').length > 0")
+    tab.wait_for("document.querySelectorAll('#panel-leak .line').length > 0")
     time.sleep(0.3)
 
     assert tab.evaluate(TOO_WIDE) == 0
@@ -150,7 +150,7 @@ def test_it_follows_a_run_and_takes_no_text_for_markup(
     tab.wait_for(f"{says('figures')}.includes('2 of 10')")
     tab.wait_for(f"{says('cards')}.includes('44.4')")
     tab.wait_for("document.querySelectorAll('.card').length === 8")
-    tab.wait_for("document.querySelectorAll('#panel-psnr .dot').length === 1")
+    tab.wait_for("document.querySelectorAll('#panel-leak .dot').length === 1")
     assert tab.evaluate("window.hurt ?? null") is None
     assert (
         tab.evaluate("document.querySelectorAll('#events img, #events script, #cards b b').length")

@@ -2,6 +2,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fedsim.watch.cards import Wanted, cards
 from fedsim.watch.watched import Watched, thinned
 from fedsim.watch.workers import MOST_WORKERS
 from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.told import table_run, text_run
 from tests.fedsim.watch.synthetic import Made
 
 
@@ -420,7 +422,7 @@ def test_cards_come_newest_first_or_by_rank_a_page_at_a_time(made: Made) -> None
     assert len(newest["cards"]) + len(rest["cards"]) == 16
     assert rest["next"] is None
     tile = best["cards"][0]["tiles"][0]
-    assert (tile["attack"], tile["psnr"], tile["steps"]) == (
+    assert (tile["attack"], tile["value"], tile["steps"]) == (
         "dlg",
         34.0,
         [0, 10, 20, 30, 40, 50, 50],
@@ -435,7 +437,7 @@ def test_of_a_batch_best_median_and_worst_are_shown(make_run: Make) -> None:
     found = cards(run, Wanted(round=1, victim=0))["cards"]
 
     assert [one["rank"] for one in found] == ["best of 5", "median of 5", "worst of 5"]
-    values = [one["tiles"][0]["psnr"] for one in found]
+    values = [one["tiles"][0]["value"] for one in found]
     assert values == sorted(values, reverse=True)
 
 
@@ -465,3 +467,69 @@ def test_a_hundred_clients_over_two_hundred_rounds_slow_nothing_down(tmp_path: P
     assert len(json.dumps(cards(run, Wanted()))) < 20_000  # 4,000 here
     assert idle < 0.02  # 0.0003 s here: nothing is read again
     assert busy < 0.5  # 0.07 s here
+
+
+@pytest.mark.parametrize(
+    ("make", "noun", "title"),
+    [(text_run, "texts", "tokens at their place"), (table_run, "rows", "features right")],
+)
+def test_numbers_of_texts_and_rows_are_those_of_the_report(
+    tmp_path: Path, make: Callable[[Path], RunDirectory], noun: str, title: str
+) -> None:
+    run = make(tmp_path)
+    row = json.loads(run.summary.read_text())["leakage"][0]
+
+    watched = looked(Watched(run.root))
+    found = watched.since(0)
+
+    mine = found["attacks"]["dlg"]
+    assert (mine["images"], mine["recovered"]) == (row["num_images"], row["num_recovered"])
+    assert mine["median"] == pytest.approx(row["accuracy"]["median"], rel=1e-3)
+    assert mine["best"] == pytest.approx(row["accuracy"]["best"], rel=1e-3)
+    assert mine["baseline"] == row["baseline_accuracy"]
+    assert mine["threshold"] == row["success_accuracy"]
+    assert found["run"]["scale"]["title"] == title
+    assert found["run"]["scale"]["factor"] == 100
+    assert found["headline"].replace("\u00a0", " ") == (
+        f"The curious server has recovered 2 of 8 {noun}, to 90 % of {title} or better (dlg); "
+        "guessing the data mean gives 25 %."
+    )
+    best = cards(watched, Wanted(order="best"))["cards"][0]
+    assert best["tiles"][0]["value"] == 1.0
+    assert best["tiles"][0]["recovered"] is True
+
+
+def test_records_that_do_not_say_so_are_of_images(made: Made) -> None:
+    made.begin()
+    made.play(1)
+    made.attack(1, 0)
+    run = looked(Watched(made.run.root))
+
+    assert "modality" not in made.score(1, 0, 40.0)
+    assert run.since(0)["run"]["scale"]["title"] == "PSNR"
+    assert "1 of 1 image so far, to 30\u00a0dB or better" in run.since(0)["headline"]
+    tile = cards(run, Wanted())["cards"][0]["tiles"][0]
+    assert (tile["value"], tile["rouge"], tile["guessed_class"]) == (42.0, [], "")
+
+
+def test_what_a_run_is_about_is_told_by_its_scores_where_its_data_are_not(
+    tmp_path: Path,
+) -> None:
+    run = text_run(tmp_path)
+    run.data.unlink()
+
+    found = looked(Watched(run.root)).since(0)
+
+    assert found["run"]["scale"]["modality"] == "text"
+
+
+@pytest.mark.parametrize("modality", ["sound", None, 3, [], {}])
+def test_a_score_of_no_known_kind_is_left_out(made: Made, modality: object) -> None:
+    made.begin()
+    made.play(1)
+    made.run.append_score(made.score(1, 0, 40.0) | {"modality": modality})
+
+    found = looked(Watched(made.run.root)).since(0)
+
+    assert found["attacks"] == {}
+    assert found["state"]["left_out"] == 1
