@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.metrics.tables import TOLERANCE, match_rows, right
-from attacks.metrics.text import match_texts
+from attacks.observation import Reconstruction
+from fedsim.config import ScoreConfig
 from fedsim.data.text import sentences
 from fedsim.examples import Reader
 from fedsim.files import Record
 from fedsim.progress import MOST_IMAGES
 from fedsim.report.specimens import Piece, features, row_pieces, text_pieces
+from fedsim.schemas.scores import RowScore
+from fedsim.stages.score_others import score_rows
 from fedsim.watch.data import MOST_COORDINATES
 from fedsim.watch.scores import scored
 from fedsim.watch.tensors import Check, Missing, RunTensors, looks, or_missing, stamp
@@ -165,20 +167,37 @@ class _Private:
         some = guesses[: len(self.batch)]
         with or_missing():
             if self.reader.modality == "text":
-                tokens = self.reader.tokens
-                special = frozenset() if tokens is None else tokens.special
-                return dict(match_texts(some, self.batch, special=special))
-            if self.reader.columns is None:
-                raise Missing
-            some = some.float().nan_to_num(0.0)
-            found = match_rows(some, self.batch, self.reader.columns, tolerance=tolerance)
-        return dict(found)
+                return _paired(some, self.batch, self.reader)
+            scores = _compared(some, self.batch, self.reader, tolerance)
+        return {one.truth: one.guess for one in scores if one.guess is not None}
 
 
 def tolerance_of(score: Record) -> float:
     """Return by how much of its range a number of a table may be off, as a score says."""
     told = number(score.get("tolerance"))
-    return TOLERANCE if told is None or not 0 <= told <= 1 else told
+    return ScoreConfig().tolerance if told is None or not 0 <= told <= 1 else told
+
+
+def _paired(guesses: Tensor, private: Tensor, reader: Reader) -> dict[int, int]:
+    """Pair texts one to one, so that the largest share of tokens is at its place."""
+    from scipy.optimize import linear_sum_assignment  # importing it takes a while
+
+    special = frozenset() if reader.tokens is None else reader.tokens.special
+    counts = ~torch.isin(private, torch.tensor(sorted(special), dtype=private.dtype))
+    most = min(guesses.shape[1], private.shape[1])
+    same = (guesses[None, :, :most] == private[:, None, :most]) & counts[:, None, :most]
+    shares = same.sum(dim=-1) / counts.sum(dim=-1, keepdim=True).clamp_min(1)
+    rows, columns = linear_sum_assignment(-shares.numpy())
+    return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+
+
+def _compared(guesses: Tensor, private: Tensor, reader: Reader, tolerance: float) -> list[RowScore]:
+    """Pair rows one to one and compare them, as scoring does."""
+    nobody = Reconstruction(inputs=None, labels=None)
+    labels = torch.zeros(len(private), dtype=torch.int64)
+    usable = range(len(guesses))
+    known = guesses.nan_to_num(torch.inf)  # a number that is none is far from all
+    return score_rows(nobody, known, usable, private, labels, reader, 1.0, tolerance)
 
 
 # what may be shown
@@ -207,8 +226,9 @@ def _row(reader: Reader, row: Tensor, truth: Tensor | None, tolerance: float) ->
     """Return a guess on its way, whose features are compared with the private ones here."""
     wrong = None
     if truth is not None and reader.columns is not None:
-        same = right(row, truth, reader.columns, tolerance=tolerance).tolist()
-        wrong = frozenset(place for place, good in enumerate(same) if not good)
+        with or_missing():
+            found = _compared(row[None], truth[None], reader, tolerance)
+        wrong = frozenset(found[0].wrong)
     return row_pieces(reader, row, wrong=wrong)
 
 

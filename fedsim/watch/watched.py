@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attacks.metrics.tables import TOLERANCE
+from fedsim.config import ScoreConfig
 from fedsim.errors import FedsimError
 from fedsim.examples import Reader
 from fedsim.files import Record, reading
@@ -219,7 +219,7 @@ class Watched:
     def tolerance(self) -> float:
         """By how much of its range a number of a table may be off, before a score says it."""
         told = number(table(self.config.get("score")).get("tolerance"))
-        return TOLERANCE if told is None or not 0 <= told <= 1 else told
+        return ScoreConfig().tolerance if told is None or not 0 <= told <= 1 else told
 
     def score(self, observation: str, attack: str, entry: Entry) -> Record:
         """Return a score in full; what is no longer there has no images."""
