@@ -18,6 +18,7 @@ from attacks.global_generators import global_generators
 from attacks.network import require_sound_weights
 from attacks.observation import (
     AttackFailed,
+    Kind,
     Knowledge,
     LocalRecipe,
     Observation,
@@ -26,6 +27,8 @@ from attacks.observation import (
 from attacks.text.language import LanguageModel, num_tokens_heard, text_known
 from attacks.text.tokens import Tokens
 
+_LOUD = 1.5
+"""Times the length of a row of noise that a row has which is more than noise."""
 OPEN = -1
 """Stands in a guess where the token is not known."""
 _BACKGROUND = 10.0
@@ -187,7 +190,9 @@ def rebuild_text(seen: Observation, known: Knowledge) -> TextVictim:
         bias_gradient=heard.get(bias_name or ""),
         position_gradient=position_gradient,
         batch_size=known.batch_size,
-        length=_length(position_gradient, tokens, known.input_shape),
+        length=_length(
+            position_gradient, tokens, known.input_shape, _noise(seen, known, position_name or "")
+        ),
     )
 
 
@@ -259,11 +264,30 @@ def _output_layer(model: nn.Module, width: int, num_classes: int | None) -> str:
     return found[-1]
 
 
-def _length(gradient: Tensor | None, tokens: Tokens, shape: tuple[int, ...] | None) -> int:
+def _noise(seen: Observation, known: Knowledge, name: str) -> float:
+    """Return the standard deviation of the noise known to be on the gradient of a parameter."""
+    deviation = 0.0 if known.noise is None else known.noise.deviation.get(name, 0.0)
+    stepped = seen.kind in (Kind.DELTA, Kind.WEIGHTS) and known.recipe is not None
+    rate = known.recipe.learning_rate if stepped and known.recipe else None
+    return deviation / (rate or 1.0)
+
+
+def _length(
+    gradient: Tensor | None, tokens: Tokens, shape: tuple[int, ...] | None, noise: float
+) -> int:
     """Return the length of the longest example.
 
     The last token of an example predicts nothing, and of a causal model nothing attends to it.
+
+    Args:
+        gradient: Of the position embeddings, (P, D); None if it was not heard.
+        tokens: Of the task.
+        shape: Of an input, (T,), if it is known.
+        noise: Standard deviation of what was added to every coordinate.
     """
+    if gradient is not None and noise:
+        loud = gradient.norm(dim=1) > _LOUD * noise * gradient.shape[1] ** 0.5
+        gradient = torch.where(loud[:, None], gradient, 0)
     heard = 0 if gradient is None else num_tokens_heard(gradient)
     if gradient is not None and heard:
         return min(heard + (tokens.head == "causal"), len(gradient))

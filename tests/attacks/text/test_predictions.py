@@ -1,13 +1,25 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from attacks.defense import Noise
 from attacks.observation import AttackFailed
 from attacks.text.embedding_matching import relative_distance
 from attacks.text.language import cross_entropy
 from attacks.text.predictions import Filled, prediction_of
 from attacks.text.victim import rebuild_text
 
-from .overheard_texts import MASK, gradient_heard, known_of, masked, sentences, transformer
+from .overheard_texts import (
+    LENGTH,
+    MASK,
+    following,
+    gradient_heard,
+    known_of,
+    masked,
+    sentences,
+    transformer,
+)
 
 
 def test_masked_places_and_their_labels_are_read_off_the_gradient(rng: torch.Generator) -> None:
@@ -69,6 +81,22 @@ def test_the_true_assignment_gives_the_gradient_heard_and_another_does_not(
     guess = read.harden(inputs, right)
     assert guess.fed.tolist() == inputs.tolist()
     assert guess.sentence.tolist() == texts.tolist()
+
+
+def test_noise_that_is_known_of_hides_no_length(rng: torch.Generator) -> None:
+    texts = sentences(rng)
+    model = transformer("causal", rng, decoder=True)
+    seen = gradient_heard(model, texts, following(texts))
+    noisy = {
+        name: slope + 1e-3 * torch.randn(slope.shape, generator=rng)
+        for name, slope in seen.update.items()
+    }
+    known = known_of(model, "causal")
+    told = replace(known, noise=Noise(deviation=dict.fromkeys(noisy, 1e-3)))
+
+    lengths = [rebuild_text(replace(seen, update=noisy), one).length for one in (known, told)]
+
+    assert lengths == [LENGTH, texts.shape[1]]
 
 
 @pytest.mark.parametrize("decoder", [False, True])
