@@ -33,5 +33,10 @@ ATTACKS = {
     "soliton": "attacks.soliton:Soliton",
     "fishing": "attacks.fishing:Fishing",
     "eluding": "attacks.eluding:Eluding",
+    "dlg-text": "attacks.text.dlg_text:DLGText",
+    "tag": "attacks.text.tag:TAG",
+    "lamp": "attacks.text.lamp:LAMP",
+    "dager": "attacks.text.dager:DAGER",
+    "tableak": "attacks.tabular.tableak:TabLeak",
 }
 """Attacks an experiment may name, as text, so that looking one up loads only that one."""

@@ -31,6 +31,8 @@ from attacks.observation import (
     rounds_of,
 )
 from attacks.reading import Reading, read
+from attacks.text.contest import text_contest
+from attacks.text.language import text_known
 from attacks.threats import WHITE_BOX, Capability
 
 _ENOUGH = 1e-3
@@ -77,6 +79,9 @@ class Adaptive:
         if inner is not None:
             inner.check(known)
             return
+        if known.tokens is not None:
+            text_known(known)
+            return
         require_some(choices(known, damaged=True), known)
 
     def __call__(
@@ -105,6 +110,8 @@ class Adaptive:
         if not rounds:
             raise AttackFailed("nothing was heard")
         readings = [read(one, known) for one in rounds]
+        if not self.inner and known.tokens is not None:
+            return text_contest(readings, rng=rng, budget=budget or Budget(None))
         if not self.inner:
             outcome = contest(
                 readings, fitting, enough=_ENOUGH, rng=rng, budget=budget or Budget(None)

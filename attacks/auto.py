@@ -29,6 +29,8 @@ from attacks.observation import (
     rounds_of,
 )
 from attacks.reading import Reading, read
+from attacks.text.contest import text_contest
+from attacks.text.language import text_known
 from attacks.threats import Capability
 
 
@@ -59,6 +61,9 @@ class Auto:
 
     def check(self, known: Knowledge) -> None:
         """Refuse where no attack of the list could ever apply, and say why of each."""
+        if known.tokens is not None:
+            text_known(known)
+            return
         require_some(choices(known), known)
 
     def __call__(
@@ -72,7 +77,8 @@ class Auto:
         """Guess the batch behind one update, or behind several of the same data.
 
         Shapes:
-            returns .inputs: (B, C, H, W), fewer where an attack proves part of a batch
+            returns .inputs: (B, C, H, W), fewer where an attack proves part of a batch; of text,
+                tokens (B, T)
             returns .labels: one per input, int64
 
         The notes tell `chosen`, the attack whose guess is returned; `why` it was tried; `tried`,
@@ -87,6 +93,8 @@ class Auto:
         if not rounds:
             raise AttackFailed("nothing was heard")
         readings = [read(one, known) for one in rounds]
+        if known.tokens is not None:
+            return text_contest(readings, rng=rng, budget=budget or Budget(self.seconds))
         outcome = contest(
             readings,
             strongest,

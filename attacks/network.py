@@ -173,6 +173,11 @@ def known_architecture(known: Knowledge) -> tuple[nn.Module, tuple[int, ...]]:
     Raises:
         AttackFailed: One of them was not granted.
     """
+    if known.tokens is not None:
+        raise AttackFailed(
+            "this attack looks for numbers, and clients train on text; choose 'auto', 'adaptive', "
+            "'dlg', or one that is on text"
+        )
     if known.model is None:
         raise AttackFailed("this attack runs the model; grant 'architecture'")
     if known.input_shape is None:

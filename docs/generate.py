@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
 
 from attacks import ATTACKS
@@ -32,7 +33,7 @@ DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIVEN = {
     *("self", "root", "name", "input_shape", "num_classes", "num_clients", "rng", "seed"),
-    *("num_peers", "server_round"),
+    *("num_peers", "server_round", "tokens"),
 }
 """Parameters that fedsim fills in itself."""
 
@@ -84,7 +85,7 @@ def options(family: Mapping[str, str]) -> str:
             (
                 f"`{name}`" if parameter is named[0] else "",
                 f"`{parameter.name}`",
-                _values(TypeAdapter(parameter.annotation).json_schema()),
+                _allowed(parameter.annotation),
                 _default(made.get(parameter.name, parameter.default)),
                 meanings.get(parameter.name, ""),
             )
@@ -94,6 +95,14 @@ def options(family: Mapping[str, str]) -> str:
             without.append(f"`{name}`")
     table = _table(("name", "option", "value", "default", "meaning"), rows)
     return f"{table}\n\nWithout options: {', '.join(without)}." if without else table
+
+
+def _allowed(rule: Any) -> str:
+    """Return what an option may be; code can be given in Python alone."""
+    try:
+        return _values(TypeAdapter(rule).json_schema())
+    except PydanticInvalidForJsonSchema:
+        return "from Python"
 
 
 def _made_defaults(factory: object) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """What the attacks by squared distance share: they differ in settings, and in labels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from attacks.observation import (
     Reconstruction,
     only,
 )
+from attacks.text.dlg_text import DLGText
 
 
 class SquaredDistanceSearch(MatchingAttack, ABC):
@@ -39,6 +40,13 @@ class SquaredDistanceSearch(MatchingAttack, ABC):
     def __post_init__(self) -> None:
         """Refuse settings without meaning, by building the effort they describe."""
         _ = self.effort
+
+    def check(self, known: Knowledge) -> None:
+        """Refuse what cannot be replayed, and models whose gradient has no derivative."""
+        if known.tokens is not None:
+            DLGText().check(known)
+        else:
+            super().check(known)
 
     def __call__(
         self,
@@ -70,7 +78,30 @@ class SquaredDistanceSearch(MatchingAttack, ABC):
         rngs: Sequence[torch.Generator],
         budget: Budget | None = None,
     ) -> list[Reconstruction | AttackFailed]:
-        """Guess the batches behind several gradients in one computation; see `ManyAtOnce`."""
+        """Guess the batches behind several gradients in one computation; see `ManyAtOnce`.
+
+        Text is guessed by `attacks.text.dlg_text`, with its own settings, one victim after another.
+        """
+        if any(one.tokens is not None for one in known):
+            return list(_texts(seen, known, rngs, budget or Budget()))
         dtype = torch.float64 if self.double else torch.float32
         labels = labels_of if self.reads_labels else None
         return attack_many(seen, known, labels, self.effort, dtype=dtype, rngs=rngs, budget=budget)
+
+
+def _texts(
+    seen: Sequence[Observation],
+    known: Sequence[Knowledge],
+    rngs: Sequence[torch.Generator],
+    budget: Budget,
+) -> Iterator[Reconstruction | AttackFailed]:
+    """Yield what becomes of each victim; all have the same share of the time."""
+    left = len(seen)
+    for one, told, rng in zip(seen, known, rngs, strict=True):
+        seconds = budget.seconds
+        own = None if seconds is None else max(0.0, seconds - budget.elapsed) / left
+        left -= 1
+        try:
+            yield DLGText()(one, told, rng=rng, budget=Budget(own))
+        except AttackFailed as failed:
+            yield failed
