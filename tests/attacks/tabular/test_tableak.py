@@ -86,6 +86,26 @@ def test_the_weights_after_one_step_are_as_good_as_the_gradient(rng: torch.Gener
     assert share_right(found, rows) >= 11 / 12
 
 
+def test_several_local_steps_are_replayed(rng: torch.Generator) -> None:
+    rows, labels = people(4), torch.tensor([0, 1, 1, 0])
+    model = perceptron()
+    seen, known = overhear(rows, labels, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in ([0, 1], [2, 3]):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(rows[batch]), labels[batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    after = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    recipe = LocalRecipe(num_steps=2, learning_rate=0.1, batch_size=2)
+
+    found = replace(FAST, steps=150, ensemble=3, pooled=2)(
+        replace(seen, kind=Kind.WEIGHTS, update=after), replace(known, recipe=recipe), rng=rng
+    )
+
+    assert share_right(found, rows) >= 14 / 16
+
+
 def test_a_category_that_nobody_has_is_known_from_its_column() -> None:
     rows = people(6, cities=2)
     seen, known = overhear(rows, torch.tensor([0, 1, 1, 0, 0, 1]))
