@@ -100,6 +100,8 @@ def _searching(
         parameter.numel() for layer in traced.layers for parameter in layer.module.parameters()
     )
     smooth = not kinked and not normed and parameters <= _SMALL
+    if known.columns is not None:
+        yield Choice(name="tableak", why="rows of a table, whose columns are known", share=0.8)
     if several_steps:
         yield from _replaying(known, smooth=smooth)
         return
