@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from fedsim.files import replace_bytes
+from fedsim.quality import SCALES, Scale, baseline_values, examples
 from fedsim.report import strips
 from fedsim.report.charts import png
 from fedsim.report.gallery import Pair, spread_of
@@ -17,10 +18,14 @@ from fedsim.report.pictures import Row, Tile, contact_sheet
 from fedsim.report.pictures import png as as_png
 from fedsim.report.rendering import WIDE, Chart, Draw, chart, render
 from fedsim.report.run_view import RunView
-from fedsim.report.wording import count, decibels
+from fedsim.report.specimens import Line, Specimen, guessed_line, private_line
+from fedsim.report.sweep_limits import limits_of
+from fedsim.report.wording import count
+from fedsim.schemas.document import Modality
 from fedsim.schemas.sweep import SweepCell, SweepRecord
 from fedsim.sweep.reached import Sight, Update, sights, wanted_by_any
 from fedsim.sweep.rows import Measured
+from fedsim.sweep.tables import modalities
 
 if TYPE_CHECKING:  # the driver builds the page
     from fedsim.sweep.driver import Swept
@@ -28,7 +33,7 @@ if TYPE_CHECKING:  # the driver builds the page
 COLUMNS = 10
 """Images side by side, the same for all settings."""
 MOST_DB = 60.0
-"""What is above is drawn here: an image is long recognised."""
+"""A PSNR above this is drawn here: an image is long recognised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,10 @@ class Setting:
 
 
 def build(swept: "Swept") -> Path:
-    """Write `sweep.html`, `images.png` and `gallery.png`; return the page."""
+    """Write `sweep.html`, `images.png` and, of images, `gallery.png`; return the page."""
     record = swept.record
+    kinds = modalities(record.cells)
+    limits = limits_of(record)
     wanted, _ = wanted_by_any(swept.measured)
     settings = [
         Setting(
@@ -64,8 +71,12 @@ def build(swept: "Swept") -> Path:
         for row in record.cells
     ]
     shown = [one for one in settings if one.row.reach is not None]
-    gallery = _gallery(shown, wanted)
-    drawing = _strips(shown, record.success_threshold_db) if shown else None
+    views = {
+        one.row.number: RunView(one.run.leakage) for one in shown if one.run and one.run.leakage
+    }
+    gallery = _gallery(shown, wanted, views) if kinds == ["image"] else []
+    alone = len(kinds) == 1
+    drawing = _strips(shown, kinds[0], limits[kinds[0]]) if shown and alone else None
     page = render(
         "adversaries.html.j2",
         sweep=record,
@@ -78,8 +89,14 @@ def build(swept: "Swept") -> Path:
         victims=len({client for _, _, client in wanted}),
         rounds=_keys(shown, "rounds"),
         distances=_keys(shown, "distances"),
-        chart=None if drawing is None else _chart(drawing),
+        chart=None if drawing is None else _chart(drawing, SCALES[kinds[0]]),
         gallery=gallery,
+        specimens=[] if gallery or not alone else _specimens(shown, wanted, views),
+        features=next((view.features for view in views.values()), []) if alone else [],
+        kinds=kinds,
+        scales=[SCALES[kind] for kind in kinds],
+        limits=limits,
+        SCALES=SCALES,
         utility_rounds=_utility_rounds(record.cells),
         most_db=MOST_DB,
     )
@@ -104,9 +121,11 @@ def headline(record: SweepRecord) -> str:
         max(part.num_recovered for part, _ in found),
         min(p.num_recovered for p, _ in found),
     )
-    limit = f"{record.success_threshold_db:g}\u00a0dB"
+    limits, scales = limits_of(record), {kind: SCALES[kind] for kind in modalities(record.cells)}
+    limit = " or ".join(scale.limit_in_full(limits[kind]) for kind, scale in scales.items())
+    same = count(whole, next(iter(scales.values())).noun if len(scales) == 1 else "example")
     if most == least:
-        return f"Every setting gave {most} of the same {count(whole, 'image')} away to {limit}."
+        return f"Every setting gave {most} of the same {same} away to {limit}."
 
     def named(number: int) -> str:
         names = [label for part, label in found if part.num_recovered == number]
@@ -115,7 +134,7 @@ def headline(record: SweepRecord) -> str:
         return f"{names[0]} and {count(len(names) - 1, 'other')}"
 
     return (
-        f"Of the same {count(whole, 'image')}, {most} came back to {limit} where most did "
+        f"Of the same {same}, {most} came back to {limit} where most did "
         f"({named(most)}), and {least} where fewest did ({named(least)})."
     )
 
@@ -137,24 +156,27 @@ def _utility_rounds(cells: Sequence[SweepCell]) -> str:
 # pictures
 
 
-def _strips(shown: Sequence[Setting], threshold_db: float) -> Draw:
-    """Return what draws every image as a dot."""
+def _strips(shown: Sequence[Setting], kind: Modality, limit: float) -> Draw:
+    """Return what draws every example as a dot."""
+    scale = SCALES[kind]
+    most = MOST_DB if kind == "image" else float("inf")
     means = [
         value
         for one in shown
         for sight in one.seen
         if sight.score is not None
-        for value in sight.score["baselines"]["data_mean"]["psnr_db"]
+        for value in baseline_values(sight.score)
     ]
-    rules = {f"recovered, {threshold_db:g} dB": threshold_db}
+    rules = {f"recovered, {scale.limit(limit)}": scale.factor * limit}
     if means:
-        rules = {f"data mean {decibels(median(means))}": median(means), **rules}
+        mean = median(means)
+        rules = {f"data mean {scale.written(mean)}": scale.factor * mean, **rules}
     rows = []
     for one in shown:
         dots = [
-            (min(value, MOST_DB), WAYS[sight.how or "heard"])
+            (min(scale.factor * value, most), WAYS[sight.how or "heard"])
             for sight in one.seen
-            for value in sight.psnr_db
+            for value in sight.values
         ]
         missed = sum(sight.num_images for sight in one.seen) - len(dots)
         label = f"{one.row.number}  {one.row.label}"
@@ -164,25 +186,61 @@ def _strips(shown: Sequence[Setting], threshold_db: float) -> Draw:
         rows,
         rules,
         kinds=list(WAYS.values()),
-        titles=("PSNR of the image, dB", "not got"),
+        titles=(f"{scale.title} of the {scale.noun}, {scale.unit}", "not got"),
     )
 
 
-def _chart(drawing: Draw) -> Chart:
+def _chart(drawing: Draw, scale: Scale) -> Chart:
     return chart(
         drawing,
-        "A row per setting, a dot per private image: its PSNR, coloured by how the adversary got "
-        "hold of the update. The tables have the numbers.",
+        f"A row per setting, a dot per private {scale.noun}: its {scale.title}, coloured by how "
+        "the adversary got hold of the update. The tables have the numbers.",
     )
 
 
-def _gallery(shown: Sequence[Setting], wanted: Mapping[Update, int]) -> list[Row]:
-    """Return originals, and below each what every setting made of it."""
+def _shown_updates(wanted: Mapping[Update, int]) -> list[Update]:
+    """Return some updates of the first seed."""
     seeds = sorted({seed for seed, _, _ in wanted})
-    columns = _columns([update for update in wanted if update[0] == seeds[0]]) if seeds else []
-    views = {
-        one.row.number: RunView(one.run.leakage) for one in shown if one.run and one.run.leakage
-    }
+    return _columns([update for update in wanted if update[0] == seeds[0]]) if seeds else []
+
+
+def _specimens(
+    shown: Sequence[Setting], wanted: Mapping[Update, int], views: Mapping[int, RunView]
+) -> list[Specimen]:
+    """Return private texts or rows, and below each what every setting made of it."""
+    found = []
+    for update in _shown_updates(wanted):
+        private: Line | None = None
+        lines = []
+        for one in shown:
+            view = views.get(one.row.number)
+            if view is None:
+                continue
+            sight = next((sight for sight in one.seen if sight.update == update), None)
+            pair = None if sight is None or sight.how is None else _pair(sight)
+            label = f"{one.row.number} {one.row.label}"
+            lines.append(guessed_line(view.images, label, pair, absent="not got"))
+            if pair is not None and (private is None or not private.pieces):
+                private = private_line(view.images, [Pair(score=pair.score, image=None)])
+        if private is not None:
+            where = f"client {update[2]}, round {update[1]}"
+            found.append(Specimen(where=where, lines=[private, *lines]))
+    return found
+
+
+def _pair(sight: Sight) -> Pair | None:
+    """Return the first example of an update and the guess at it; None if nobody attacked it."""
+    if sight.score is None:
+        return None
+    private = examples(sight.score)
+    return Pair(score=sight.score, image=private[0] if private else None)
+
+
+def _gallery(
+    shown: Sequence[Setting], wanted: Mapping[Update, int], views: Mapping[int, RunView]
+) -> list[Row]:
+    """Return original images, and below each what every setting made of it."""
+    columns = _shown_updates(wanted)
     if not columns or not views:
         return []
     rows = [Row(label="Original", tiles=[_original(shown, views, one) for one in columns])]
@@ -217,10 +275,10 @@ def _original(shown: Sequence[Setting], views: Mapping[int, RunView], update: Up
 
 
 def _tile(view: RunView, sight: Sight | None) -> Tile:
-    if sight is None or sight.how is None or sight.score is None:
+    pair = None if sight is None or sight.how is None else _pair(sight)
+    if sight is None or sight.how is None or pair is None:
         return Tile(image=None, caption="not got")
-    images = sight.score["images"]
-    tile = view.guess(Pair(score=sight.score, image=images[0] if images else None))
+    tile = view.guess(pair)
     return Tile(
         image=tile.image,
         caption=tile.caption,

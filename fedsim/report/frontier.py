@@ -15,7 +15,7 @@ from fedsim.report.labels import Box, line_boxes, mark_at, places_of, rows_of
 from fedsim.report.palette import NUM_SERIES, colour_of
 
 MOST_DB = 60.0
-"""Where the axis ends: an image is long recognised, and the rest needs the room.
+"""Where the axis of PSNR ends: an image is long recognised, and the rest needs the room.
 
 Marks of this and more stand in a strip above, in rows, which mean nothing.
 """
@@ -103,6 +103,7 @@ def draw(
     titles: tuple[str, str],
     width: int,
     colours: Mapping[str, str],
+    most: float = MOST_DB,
 ) -> Figure:
     """Return marks with the whiskers of their intervals, and the frontier below them.
 
@@ -113,6 +114,7 @@ def draw(
         titles: Across, upwards.
         width: In pixels.
         colours: Of the page.
+        most: Where the axis ends, in dB; infinite for what is no PSNR.
     """
     families = list(dict.fromkeys(mark.family for mark in marks))
     looks = {
@@ -123,10 +125,10 @@ def draw(
     legend = {family: dot(*look) for family, look in looks.items()}
     across = _limits([end for mark in marks for end in mark.x])
     across = across[0], across[1] + _NAMES * (across[1] - across[0])
-    upwards = _limits([0.0, *(min(end, MOST_DB) for mark in marks for end in mark.y)])
-    beyond = [mark for mark in marks if mark.y[0] >= MOST_DB]
+    upwards = _limits([0.0, *(min(end, most) for mark in marks for end in mark.y)])
+    beyond = [mark for mark in marks if mark.y[0] >= most]
     if beyond:
-        upwards = (upwards[0], MOST_DB)
+        upwards = (upwards[0], most)
     with style.context([LOOK, inks(colours)], after_reset=True):
         _, edges = sheet(legend, width, _HEIGHT)
         room = width * (edges["right"] - edges["left"])
@@ -140,17 +142,17 @@ def draw(
         area.set_xlim(*across)
         area.set_ylim(upwards[0], upwards[1] + strip * unit[1])
         area.yaxis.set_major_locator(FixedLocator(list(np.arange(0, upwards[1] + 1, 10))))
-        _draw_frontier(area, frontier, colours)
+        _draw_frontier(area, frontier, most, colours)
         if beyond:
-            area.axhspan(MOST_DB, area.get_ylim()[1], color=colours["grid"], alpha=0.35, zorder=0)
-            title = f"{MOST_DB:g} dB or more"
-            area.text(0.005, MOST_DB, title, va="bottom", transform=area.get_yaxis_transform())
+            area.axhspan(most, area.get_ylim()[1], color=colours["grid"], alpha=0.35, zorder=0)
+            title = f"{most:g} dB or more"
+            area.text(0.005, most, title, va="bottom", transform=area.get_yaxis_transform())
         heights = {id(mark): mark.y[0] for mark in marks}
         for mark, row in zip(beyond, rows, strict=True):
-            heights[id(mark)] = MOST_DB + _ROW * (row + 0.6) * unit[1]
+            heights[id(mark)] = most + _ROW * (row + 0.6) * unit[1]
         for mark in marks:
-            _draw_mark(area, mark, heights[id(mark)], *looks[mark.family])
-        drawn = _room_of(area, marks, heights, frontier, unit, room)
+            _draw_mark(area, mark, heights[id(mark)], most, *looks[mark.family])
+        drawn = _room_of(area, marks, heights, frontier, most, unit, room)
         whole = room, _HEIGHT + strip
         taken = draw_rules(area, rules, drawn, room=whole, leftmost=True, colours=colours)
         _draw_names(area, marks, [heights[id(mark)] for mark in marks], unit, room, taken, colours)
@@ -167,11 +169,11 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _draw_frontier(area: Axes, frontier: Frontier, colours: Mapping[str, str]) -> None:
+def _draw_frontier(area: Axes, frontier: Frontier, most: float, colours: Mapping[str, str]) -> None:
     area.fill_between(
         frontier.x,
-        frontier.low.clip(max=MOST_DB),
-        frontier.high.clip(max=MOST_DB),
+        frontier.low.clip(max=most),
+        frontier.high.clip(max=most),
         color=colours["muted"],
         alpha=0.16,
         linewidth=0,
@@ -180,7 +182,7 @@ def _draw_frontier(area: Axes, frontier: Frontier, colours: Mapping[str, str]) -
     )
     area.step(
         frontier.x,
-        frontier.y.clip(max=MOST_DB),
+        frontier.y.clip(max=most),
         where="pre",
         color=colours["muted"],
         linewidth=1.5,
@@ -193,6 +195,7 @@ def _room_of(
     marks: Sequence[Mark],
     heights: Mapping[int, float],
     frontier: Frontier,
+    most: float,
     unit: tuple[float, float],
     room: float,
 ) -> list[Box]:
@@ -202,7 +205,7 @@ def _room_of(
     lines = [
         box
         for levels in (frontier.low, frontier.y, frontier.high)
-        for box in line_boxes(columns, (levels.clip(max=MOST_DB) - bottom) / unit[1], room)
+        for box in line_boxes(columns, (levels.clip(max=most) - bottom) / unit[1], room)
     ]
     return lines + [
         mark_at((mark.x[0] - left) / unit[0], (heights[id(mark)] - bottom) / unit[1])
@@ -210,12 +213,12 @@ def _room_of(
     ]
 
 
-def _draw_mark(area: Axes, mark: Mark, height: float, colour: str, shape: str) -> None:
+def _draw_mark(area: Axes, mark: Mark, height: float, most: float, colour: str, shape: str) -> None:
     """Draw a mark, so high, with its whiskers; one in the strip has none in there."""
     x, left, right = mark.x
     _, low, high = mark.y
     area.plot([left, right], [height] * 2, color=colour, alpha=0.45, linewidth=1.5, zorder=2)
-    ends = [low, min(high, max(height, MOST_DB))] if low < MOST_DB else []
+    ends = [low, min(high, max(height, most))] if low < most else []
     area.plot([x] * len(ends), ends, color=colour, alpha=0.45, linewidth=1.5, zorder=2)
     area.plot(x, height, shape, color=colour, markersize=8, zorder=3)
 

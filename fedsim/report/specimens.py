@@ -82,16 +82,15 @@ def specimen(
         guesses: (label, guess), all of one private example; None for one that did not attack it.
         name: What it stands for.
     """
-    shown = next(pair for _, pair in guesses if pair is not None)
-    score, place = shown.score, shown.key[1]
-    noun = scale_of(score).noun
-    where = f"{score['victim']}, round {score['round']}, {noun} {place}"
-    lines = [_guessed(images, label, pair) for label, pair in guesses]
-    return Specimen(name=name, where=where, lines=[_private(images, guesses), *lines])
-
-
-def _private(images: Images, guesses: Sequence[tuple[str, Pair | None]]) -> Line:
     pairs = [pair for _, pair in guesses if pair is not None]
+    score, place = pairs[0].score, pairs[0].key[1]
+    where = f"{score['victim']}, round {score['round']}, {scale_of(score).noun} {place}"
+    lines = [guessed_line(images, label, pair) for label, pair in guesses]
+    return Specimen(name=name, where=where, lines=[private_line(images, pairs), *lines])
+
+
+def private_line(images: Images, pairs: Sequence[Pair]) -> Line:
+    """Return the private text or row of some guesses; of a single guess, marked with its hits."""
     score, place = pairs[0].score, pairs[0].key[1]
     truth = images.original(score, place)
     named = next((pair.image["label"] for pair in pairs if pair.image), None)
@@ -101,14 +100,17 @@ def _private(images: Images, guesses: Sequence[tuple[str, Pair | None]]) -> Line
         return Line(label="Private", told="not kept in this run")
     if modality_of(score) == "table":
         return Line(label="Private", pieces=row_pieces(images.reader, truth), told=label)
-    found = [guess for pair in pairs if (guess := images.guess(pair)) is not None]
-    pieces = text_pieces(images.reader, truth, found[0] if len(found) == 1 else None, truth)
+    guesses = [guess for pair in pairs if (guess := images.guess(pair)) is not None]
+    pieces = text_pieces(images.reader, truth, guesses[0] if len(guesses) == 1 else None, truth)
     return Line(label="Private", pieces=pieces, told=label)
 
 
-def _guessed(images: Images, label: str, pair: Pair | None) -> Line:
+def guessed_line(
+    images: Images, label: str, pair: Pair | None, absent: str = "not attacked"
+) -> Line:
+    """Return a guess at a text or a row, or why there is none."""
     if pair is None:
-        return Line(label=label, told="not attacked")
+        return Line(label=label, told=absent)
     if pair.image is None:
         return Line(label=label, told="failed")
     guess = images.guess(pair)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from fedsim.records import FORMAT
 from fedsim.schemas.course import Environment
-from fedsim.schemas.document import Count, Document, Seconds, Share
+from fedsim.schemas.document import Count, Document, Modality, Seconds, Share
 from fedsim.schemas.statistics import Interval
 
 
@@ -44,6 +44,16 @@ class AttackerRow(Document):
     """Median that guessing the mean of public images gives."""
     seconds_per_victim: Seconds | None = None
     """Mean wall time of an attack, failed ones included."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, what is said of images holds."""
+    accuracy: Interval | None = None
+    """Of texts and rows, in place of `psnr_db`."""
+    accuracy_std: float | None = None
+    """Of texts and rows, in place of `psnr_std_db`."""
+    best_accuracy: Share | None = None
+    """Of texts and rows, in place of `best_psnr_db`."""
+    data_mean_accuracy: Share | None = None
+    """Of texts and rows, in place of `data_mean_psnr_db`."""
 
 
 class PublishedRow(Document):
@@ -70,6 +80,10 @@ class SweepPart(Document):
     """Median over guessed images."""
     isolated: dict[str, Count]
     """Updates that it got hold of, by how: heard as they were sent, exact, estimated."""
+    modality: Modality = "image"
+    """What private examples are; of texts and rows, what is said of images holds."""
+    accuracy: Share | None = None
+    """Of texts and rows, in place of `psnr_db`."""
 
 
 class SweepReach(Document):
@@ -134,7 +148,7 @@ class SweepCell(Document):
     attackers: dict[str, AttackerRow] = {}
     """By role: plain, adaptive, auto."""
     strongest: str | None = None
-    """The role with the highest median PSNR."""
+    """The role with the highest median PSNR, or accuracy."""
     epsilon: float | None = None
     """Largest over seeds, of the training that measures utility; null without an accountant."""
     delta: float | None = None
@@ -169,6 +183,8 @@ class SweepSeed(Document):
     """Rounds of training behind it."""
     psnr_db: dict[str, float | None] = {}
     """Median over images, by role."""
+    attack_accuracy: dict[str, float | None] = {}
+    """Of texts and rows, in place of `psnr_db`."""
     success_rate: dict[str, float | None] = {}
     """Share of images recovered, by role."""
     epsilon: float | None = None
@@ -202,6 +218,9 @@ class SweepRecord(Document):
     """Of all intervals."""
     success_threshold_db: float
     """PSNR from which an image counts as recovered, of the first cell."""
+    success_accuracy: Share | None = None
+    """Accuracy from which a text or a row counts as recovered, of the first cell; null where all
+    cells hold images."""
     own_utility: bool
     """Whether utility comes from a training of its own."""
     utility_note: str

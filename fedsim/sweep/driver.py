@@ -10,14 +10,14 @@ from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record, read_json, replace_json
 from fedsim.named_attacks import build_attack
 from fedsim.schemas.course import Environment
-from fedsim.schemas.sweep import SweepRecord
+from fedsim.schemas.sweep import SweepCell, SweepRecord
 from fedsim.stages.prepare import environment
 from fedsim.sweep.cells import Cell, Job, cells_of, jobs_of
 from fedsim.sweep.config import Sweep
 from fedsim.sweep.job import Outcome, outcome_of
 from fedsim.sweep.reached import with_reach
 from fedsim.sweep.rows import Measured, measure, rows_of, seeds_of
-from fedsim.sweep.tables import write_tables
+from fedsim.sweep.tables import modalities, write_tables
 from fedsim.sweep.workers import in_processes, on_ray
 
 
@@ -141,6 +141,13 @@ def read_folder(sweep: Sweep, folder: Path) -> Swept:
     return _conclude(sweep, folder, cells, outcomes, "done" if whole else "interrupted", 0.0)
 
 
+def _success_accuracy(cells: Sequence[Cell], rows: Sequence[SweepCell]) -> float | None:
+    """Return from where texts and rows count as recovered; None where all cells hold images."""
+    if modalities(rows) == ["image"]:
+        return None
+    return cells[0].experiment.score.success_accuracy
+
+
 def _running(
     folder: Path,
     jobs: Sequence[Job],
@@ -205,6 +212,7 @@ def _conclude(
             "same_batches": same_batches,
             "confidence": sweep.confidence,
             "success_threshold_db": cells[0].experiment.score.success_threshold_db,
+            "success_accuracy": _success_accuracy(cells, rows),
             "own_utility": sweep.utility is not None,
             "utility_note": "" if sweep.utility is None else sweep.utility.note,
             "environment": Environment.model_validate(environment()),

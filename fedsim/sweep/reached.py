@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from fedsim.files import Record, digest, read_json
+from fedsim.quality import examples, measured, modality_of, values
 from fedsim.reach import number_of, reach_of, updates_wanted
 from fedsim.records import EVERYBODY, RunDirectory
 from fedsim.schemas.peers import PeersSummary
@@ -36,10 +37,9 @@ class Sight:
     score: Record | None
 
     @property
-    def psnr_db(self) -> list[float]:
-        """One per guessed image."""
-        images = self.score["images"] if self.score else []
-        return [image["psnr_db"] for image in images if image["psnr_db"] is not None]
+    def values(self) -> list[float]:
+        """How close it came, one per guessed example."""
+        return values(self.score) if self.score else []
 
 
 def with_reach(
@@ -84,9 +84,9 @@ def strongest_of(row: SweepCell) -> str | None:
     As on the page of a run; `SweepCell.strongest` goes by the median alone.
     """
     scored = {
-        role: (one.num_recovered, one.psnr_db.value)
+        role: (one.num_recovered, got.value)
         for role, one in row.attackers.items()
-        if one.psnr_db is not None
+        if (got := measured(one)) is not None
     }
     return max(scored, key=lambda role: scored[role], default=None)
 
@@ -174,15 +174,19 @@ def _parts(seen: Sequence[Sight], key: Callable[[Sight], int | None]) -> dict[st
 
 def part_of(seen: Sequence[Sight]) -> SweepPart:
     """Return what was got of some updates."""
-    values = [value for one in seen for value in one.psnr_db]
-    images = [image for one in seen if one.score for image in one.score["images"]]
+    found = [value for one in seen for value in one.values]
+    private = [example for one in seen if one.score for example in examples(one.score)]
+    modality = next((modality_of(one.score) for one in seen if one.score), "image")
+    middle = median(found) if found else None
     ways = [one.how for one in seen]
     return SweepPart(
         num_images=sum(one.num_images for one in seen),
         num_attacked=sum(one.num_images for one in seen if one.score is not None),
-        num_recovered=sum(image["recovered"] for image in images),
-        psnr_db=median(values) if values else None,
+        num_recovered=sum(example["recovered"] for example in private),
+        psnr_db=middle if modality == "image" else None,
         isolated={how: ways.count(how) for how in HOW if how in ways},
+        modality=modality,
+        accuracy=None if modality == "image" else middle,
     )
 
 

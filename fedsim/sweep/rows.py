@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from fedsim.config import AttackConfig
 from fedsim.files import Record, read_json
+from fedsim.quality import baseline_values, examples, measured, modality_of, scale_of
 from fedsim.records import RunDirectory
+from fedsim.schemas.document import Modality
 from fedsim.schemas.sweep import AttackerRow, PublishedRow, SweepCell, SweepSeed
 from fedsim.stages.summarize import utility
 from fedsim.sweep.cells import Cell, Job
@@ -25,16 +27,19 @@ class Attacked:
     """What one attacker got in one run.
 
     Attributes:
+        modality: What private examples are.
         scores: One per attacked update.
-        psnr_db: One per private image; the data mean's where there is no guess.
-        ssim: Likewise.
-        guessed: PSNR of guessed images alone.
-        recovered: Images at or above the threshold.
-        data_mean: PSNR of the data mean, one per private image.
+        values: How close it came, one per private example, PSNR or accuracy; the data mean's where
+            there is no guess.
+        ssim: Likewise, of images.
+        guessed: The values of guessed examples alone.
+        recovered: Examples at or above the threshold.
+        data_mean: The value of the data mean, one per private example.
     """
 
+    modality: Modality = "image"
     scores: list[Record] = field(default_factory=list)
-    psnr_db: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     guessed: list[float] = field(default_factory=list)
     recovered: int = 0
@@ -139,23 +144,25 @@ def _attacked(run: RunDirectory) -> dict[str, Attacked]:
     for score in run.scores():
         if score["status"] == "unscored":
             continue
-        one = found.setdefault(score["attack"], Attacked())
-        mean = score["baselines"]["data_mean"]
-        images = score["images"] or [{}] * len(mean["psnr_db"])
+        one = found.setdefault(score["attack"], Attacked(modality=modality_of(score)))
+        means, field_name = baseline_values(score), scale_of(score).field
+        private: list[Record] = examples(score) or [{}] * len(means)
         one.scores.append(score)
-        one.data_mean.extend(mean["psnr_db"])
-        for place, image in enumerate(images):
-            missed = image.get("psnr_db") is None
-            one.psnr_db.append(mean["psnr_db"][place] if missed else image["psnr_db"])
-            one.ssim.append(mean["ssim"][place] if missed else image["ssim"])
+        one.data_mean.extend(means)
+        for place, example in enumerate(private):
+            missed = example.get(field_name) is None
+            one.values.append(means[place] if missed else example[field_name])
+            if one.modality == "image":
+                mean = score["baselines"]["data_mean"]["ssim"]
+                one.ssim.append(mean[place] if missed else example["ssim"])
             if not missed:
-                one.guessed.append(image["psnr_db"])
-        found[score["attack"]] = _with_recovered(one, images)
+                one.guessed.append(example[field_name])
+        found[score["attack"]] = _with_recovered(one, private)
     return found
 
 
-def _with_recovered(one: Attacked, images: Sequence[Mapping[str, Any]]) -> Attacked:
-    more = sum(bool(image.get("recovered")) for image in images)
+def _with_recovered(one: Attacked, private: Sequence[Mapping[str, Any]]) -> Attacked:
+    more = sum(bool(example.get("recovered")) for example in private)
     return Attacked(**(vars(one) | {"recovered": one.recovered + more}))
 
 
@@ -185,7 +192,9 @@ def _baseline(cell: Cell, cells: Sequence[Cell], rows: Sequence[SweepCell]) -> f
     plain = [
         (sum(other.levels.get(axis) == level for axis, level in cell.levels.items()), -place, row)
         for place, (other, row) in enumerate(zip(cells, rows, strict=True))
-        if not other.experiment.defenses and row.accuracy is not None
+        if not other.experiment.defenses
+        and other.experiment.data.name == cell.experiment.data.name
+        and row.accuracy is not None
     ]
     if not plain:
         return None
@@ -199,7 +208,7 @@ def _row(
     done = [one for one in runs if one.leakage is not None]
     accuracies = [one.accuracy for one in runs if one.accuracy is not None]
     rows = {role: _attacker(role, config, runs, confidence) for role, config in attackers.items()}
-    medians = {role: row.psnr_db.value for role, row in rows.items() if row.psnr_db is not None}
+    medians = {role: got.value for role, row in rows.items() if (got := measured(row)) is not None}
     spent = [(epsilon, delta) for one in runs for epsilon, delta in [one.privacy] if epsilon]
     epsilon, delta = max(spent, default=(None, None), key=lambda one: one[0] or 0.0)
     sent = [one.bytes_up for one in runs if one.bytes_up is not None]
@@ -242,26 +251,43 @@ def _attacker(
     scores = [score for one in found for score in one.scores]
     if not scores:
         return AttackerRow(**plain, refused=refused)
-    values = [value for one in found for value in one.psnr_db]
+    values = [value for one in found for value in one.values]
     guessed = [value for one in found for value in one.guessed]
     recovered = sum(one.recovered for one in found)
     labels = [one for one in scores if one["label_accuracy"] is not None]
+    likeness = _likeness(found[0].modality, values, guessed, found, confidence)
     return AttackerRow(
         **plain,
+        **likeness,
         victims=len(scores),
         failed=sum(score["status"] == "failed" for score in scores),
         unfinished=sum(score["status"] == "unfinished" for score in scores),
         num_images=len(values),
-        psnr_db=median_interval(values, confidence),
-        psnr_std_db=stdev(values) if len(values) > 1 else None,
-        best_psnr_db=max(guessed, default=None),
-        ssim=median(value for one in found for value in one.ssim),
         num_recovered=recovered,
         success_rate=exact_share(recovered, len(values), confidence),
         label_accuracy=fmean(one["label_accuracy"] for one in labels) if labels else None,
-        data_mean_psnr_db=median(value for one in found for value in one.data_mean),
         seconds_per_victim=fmean(score["seconds"] for score in scores),
     )
+
+
+def _likeness(
+    modality: Modality,
+    values: Sequence[float],
+    guessed: Sequence[float],
+    found: Sequence[Attacked],
+    confidence: float,
+) -> Record:
+    """Return how close an attacker came, in the fields of its scale."""
+    told = {
+        "psnr_db": median_interval(values, confidence),
+        "psnr_std_db": stdev(values) if len(values) > 1 else None,
+        "best_psnr_db": max(guessed, default=None),
+        "data_mean_psnr_db": median(value for one in found for value in one.data_mean),
+    }
+    if modality == "image":
+        return told | {"ssim": median(value for one in found for value in one.ssim)}
+    names = ("accuracy", "accuracy_std", "best_accuracy", "data_mean_accuracy")
+    return {"modality": modality, **dict(zip(names, told.values(), strict=True))}
 
 
 def seeds_of(cell: Cell, runs: Sequence[Measured], folder: Path) -> list[SweepSeed]:
@@ -275,9 +301,10 @@ def seeds_of(cell: Cell, runs: Sequence[Measured], folder: Path) -> list[SweepSe
             reason=one.reason,
             accuracy=one.accuracy,
             utility_rounds=one.utility_rounds,
-            psnr_db={role: median(found.psnr_db) for role, found in one.attacked.items()},
+            psnr_db=_medians(one, images=True),
+            attack_accuracy=_medians(one, images=False),
             success_rate={
-                role: found.recovered / len(found.psnr_db) for role, found in one.attacked.items()
+                role: found.recovered / len(found.values) for role, found in one.attacked.items()
             },
             epsilon=one.privacy[0],
             bytes_up=one.bytes_up,
@@ -286,6 +313,15 @@ def seeds_of(cell: Cell, runs: Sequence[Measured], folder: Path) -> list[SweepSe
         )
         for one in runs
     ]
+
+
+def _medians(one: Measured, *, images: bool) -> dict[str, float | None]:
+    """Return the median of each attacker on images, or of each on anything else."""
+    return {
+        role: median(found.values)
+        for role, found in one.attacked.items()
+        if (found.modality == "image") == images
+    }
 
 
 def _below(run: RunDirectory | None, folder: Path) -> str:

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.files import Record, replace_bytes
-from fedsim.report.wording import NOTHING, decibels, percent, share, size
+from fedsim.quality import SCALES, measured
+from fedsim.report.wording import NOTHING, percent, share, size
+from fedsim.schemas.document import Modality
 from fedsim.schemas.statistics import Interval
 from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepPart, SweepReach, SweepRecord
+
+OF_IMAGES = {"psnr_db", "psnr_std_db", "best_psnr_db", "ssim", "data_mean_psnr_db"}
+OF_OTHERS = {"modality", "accuracy", "accuracy_std", "best_accuracy", "data_mean_accuracy"}
+"""What tables leave out of a part whose examples are of the other kind: it has no value there."""
 
 
 def write_tables(folder: Path, record: SweepRecord) -> None:
@@ -27,7 +33,12 @@ def _flat(row: Mapping[str, Any]) -> Record:
 
 
 def _leaves(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    foreign: set[str] = set()
+    if "modality" in row:
+        foreign = OF_OTHERS if row["modality"] == "image" else OF_IMAGES
     for key, value in row.items():
+        if key in foreign:
+            continue
         # roles and axes have names of their own
         name = prefix if key in ("attackers", "levels") else f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -91,16 +102,18 @@ def markdown(record: SweepRecord) -> str:
         for row in record.cells
     )
     private = any(row.epsilon is not None for row in record.cells)
-    head = ["", "cell", "accuracy", *(f"{role}, dB" for role in roles)]
+    kinds = modalities(record.cells)
+    unit = f", {SCALES[kinds[0]].unit}" if len(kinds) == 1 else ""
+    head = ["", "cell", "accuracy", *(f"{role}{unit}" for role in roles)]
     head += [f"{role}, recovered" for role in roles] + ["data mean"]
     head += ["epsilon"] if private else []
     head += ["published accuracy", "published: defends", "ours: defends"] if published else []
     lines = []
     for row in record.cells:
         line = [str(row.number), row.label, accuracy_of(row)]
-        line += [psnr_of(row.attackers[role]) for role in roles]
+        line += [psnr_of(row.attackers[role]) + _unit(row.attackers[role], kinds) for role in roles]
         line += [recovered_of(row.attackers[role]) for role in roles]
-        line.append(decibels(_data_mean(row)))
+        line.append(data_mean_of(row))
         line += [NOTHING if row.epsilon is None else f"{row.epsilon:.3g}"] if private else []
         line += published_of(row) if published else []
         lines.append(line)
@@ -147,7 +160,7 @@ def _reached(row: SweepCell, one: SweepReach) -> list[str]:
         ", ".join(ways) or "none",
         share(one.update_error),
         f"{one.whole.num_recovered} of {one.whole.num_images}",
-        decibels(one.whole.psnr_db),
+        SCALES[one.whole.modality].written(measured(one.whole)),
         accuracy_of(row),
         peers,
         NOTHING if apart is None else f"{apart:.2g}",
@@ -156,10 +169,11 @@ def _reached(row: SweepCell, one: SweepReach) -> list[str]:
 
 
 def _part(one: SweepPart | None) -> str:
-    """Return how many images were recovered, and the median PSNR of those that were guessed."""
+    """Return how many examples were recovered, and the median likeness of guessed ones."""
     if one is None:
         return NOTHING
-    how_well = "" if one.psnr_db is None else f", {decibels(one.psnr_db)}"
+    middle = measured(one)
+    how_well = "" if middle is None else f", {SCALES[one.modality].written(middle)}"
     return f"{one.num_recovered} of {one.num_images}{how_well}"
 
 
@@ -174,20 +188,32 @@ def accuracy_of(row: SweepCell) -> str:
 
 
 def psnr_of(one: AttackerRow) -> str:
-    """Return the median PSNR with its interval."""
+    """Return the median PSNR, or accuracy in percent, with its interval."""
     if one.refused is not None:
         return "cannot attack"
-    return NOTHING if one.psnr_db is None else f"{one.psnr_db.value:.1f}{_range(one.psnr_db)}"
+    found, factor = measured(one), SCALES[one.modality].factor
+    return NOTHING if found is None else f"{factor * found.value:.1f}{_range(found, factor)}"
 
 
-def _range(interval: Interval) -> str:
+def _range(interval: Interval, factor: float) -> str:
     if interval.low is None or interval.high is None:
         return ""
-    return f" ({interval.low:.1f} to {interval.high:.1f})"
+    return f" ({factor * interval.low:.1f} to {factor * interval.high:.1f})"
+
+
+def _unit(one: AttackerRow, kinds: Sequence[Modality]) -> str:
+    """Return the unit that a cell of the table needs, where its head has none."""
+    return f" {SCALES[one.modality].unit}" if len(kinds) > 1 and measured(one) is not None else ""
+
+
+def modalities(cells: Sequence[SweepCell]) -> list[Modality]:
+    """Return what private examples of a sweep are, each once; images where nothing was scored."""
+    rows = [one for row in cells for one in row.attackers.values() if one.num_images]
+    return list(dict.fromkeys(one.modality for one in rows)) or ["image"]
 
 
 def recovered_of(one: AttackerRow) -> str:
-    """Return how many images were recovered."""
+    """Return how many examples were recovered."""
     return f"{one.num_recovered} of {one.num_images}" if one.num_images else NOTHING
 
 
@@ -203,6 +229,16 @@ def published_of(row: SweepCell) -> list[str]:
     return [("at most " if said.below else "") + accuracy, verdict, ours]
 
 
-def _data_mean(row: SweepCell) -> float | None:
-    found = [one.data_mean_psnr_db for one in row.attackers.values()]
-    return next((value for value in found if value is not None), None)
+def data_mean(row: SweepCell) -> tuple[Modality, float | None]:
+    """Return what the examples of a cell are, and how close guessing the data mean comes."""
+    for one in row.attackers.values():
+        found = one.data_mean_psnr_db if one.modality == "image" else one.data_mean_accuracy
+        if found is not None:
+            return one.modality, found
+    return "image", None
+
+
+def data_mean_of(row: SweepCell) -> str:
+    """Return how close guessing the data mean comes, with its unit."""
+    modality, found = data_mean(row)
+    return SCALES[modality].written(found)

@@ -1,7 +1,7 @@
 """Run directories of texts and of tables, made without training: what a report shows of them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -37,6 +37,7 @@ clients = 3
 batch_size = 2
 [[attacks]]
 name = "dlg"
+label = "{attack}"
 """
 
 WORDS = (
@@ -65,19 +66,6 @@ ROWS: Sequence[Sequence[str | float]] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guessed:
-    """A guess at one private example.
-
-    Attributes:
-        value: Its accuracy.
-        more: Fields of its score.
-    """
-
-    value: float
-    more: Mapping[str, Any]
-
-
 def tokens_of(sentence: str) -> Tensor:
     """Return a sentence as tokens, with special ones and pads."""
     found = [WORDS.index(word) for word in f"[CLS] {sentence} [SEP]".split()]
@@ -101,6 +89,7 @@ def text_run(
     overrides: Sequence[str] = (),
     head: Literal["causal", "masked"] = "causal",
     victims: tuple[int, int] = (0, 1),
+    attack: str = "dlg",
 ) -> RunDirectory:
     """Make a run in which DLG made texts of two clients out in two rounds, worse in the second."""
     truth = torch.stack([tokens_of(one) for one in SENTENCES])
@@ -113,7 +102,7 @@ def text_run(
             vocabulary_size=len(WORDS), head=head, pad=0, start=1, end=2, mask=3, unknown=4
         ),
     )
-    run, observe = _begin(parent, name, data, "bert", overrides)
+    run, observe = _begin(parent, name, data, "bert", overrides, attack)
     for number in (1, 2):
         for order, victim in enumerate(victims):
             worse = 2 * (number - 1) + order
@@ -149,12 +138,19 @@ def text_run(
                         recovered=right >= 0.9,
                     )
                 )
-            _score(run, number, victim, "text", texts=texts, values=[t.accuracy for t in texts])
+            _score(
+                run, attack, number, victim, "text", texts=texts, values=[t.accuracy for t in texts]
+            )
     return _end(run, name)
 
 
 def table_run(
-    parent: Path, *, name: str = "rows", overrides: Sequence[str] = (), sure: bool = True
+    parent: Path,
+    *,
+    name: str = "rows",
+    overrides: Sequence[str] = (),
+    sure: bool = True,
+    attack: str = "dlg",
 ) -> RunDirectory:
     """Make a run in which DLG made rows of two clients out, worse in the second round."""
     truth = encode(ROWS, ADULT)
@@ -170,7 +166,7 @@ def table_run(
             for one in ADULT.columns
         ],
     )  # fmt: skip
-    run, observe = _begin(parent, name, data, "mlp", overrides)
+    run, observe = _begin(parent, name, data, "mlp", overrides, attack)
     labels = torch.tensor([0, 1])
     for number in (1, 2):
         for victim in (0, 1):
@@ -193,14 +189,16 @@ def table_run(
                 )
                 for place in (0, 1)
             ]
-            _score(run, number, victim, "table", rows=rows, values=[r.accuracy for r in rows])
+            _score(
+                run, attack, number, victim, "table", rows=rows, values=[r.accuracy for r in rows]
+            )
     return _end(run, name)
 
 
 def _begin(
-    parent: Path, name: str, data: DataRecord, model: str, overrides: Sequence[str]
+    parent: Path, name: str, data: DataRecord, model: str, overrides: Sequence[str], attack: str
 ) -> tuple[RunDirectory, Any]:
-    text = EXPERIMENT.format(name=name, data=data.name, model=model)
+    text = EXPERIMENT.format(name=name, data=data.name, model=model, attack=attack)
     experiment = parse_experiment(text, overrides=overrides)
     run = RunDirectory.create(parent, name)
     places = None
@@ -218,10 +216,11 @@ def _begin(
             record |= {"consensus_distance": 0.5, "peer_accuracy": [0.1, 0.2, 0.3]}
             record |= {"clients": [0, 1, 2] if number else [], "messages": 6, "bytes_between": 900}
         run.append_round(record)
-    return run, _observe
+    return run, partial(_observe, attack)
 
 
 def _observe(
+    attack: str,
     run: RunDirectory,
     number: int,
     victim: int,
@@ -246,11 +245,12 @@ def _observe(
     found = Reconstruction(
         inputs=guess, labels=None, matching_loss=0.1, steps=20, seconds=2.0, snapshots=snapshots
     )
-    run.write_reconstruction(seen, "dlg", found)
+    run.write_reconstruction(seen, attack, found)
 
 
 def _score(
     run: RunDirectory,
+    attack: str,
     number: int,
     victim: int,
     modality: Any,
@@ -269,7 +269,7 @@ def _score(
         observation=seen["id"],
         round=number,
         victim=f"client-{victim}",
-        attack="dlg",
+        attack=attack,
         threat="curious-server",
         defense="none",
         status="done",
