@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -71,6 +72,11 @@ class Search:
         """Where a token is not known, (B, T)."""
         return self.prediction.places == OPEN
 
+    @cached_property
+    def directions(self) -> Tensor:
+        """The embeddings that may be read, each of length 1."""
+        return functional.normalize(self.victim.table[self.candidates])
+
     def fed(self) -> Tensor:
         """Return what goes into the model: the embeddings of known tokens, the guess elsewhere."""
         known = self.victim.table[self.prediction.places.clamp_min(0)]
@@ -78,11 +84,11 @@ class Search:
 
     def read(self, how: str) -> Tensor:
         """Return the nearest token of each embedding, (B, T)."""
-        rows, found = self.victim.table[self.candidates], self.embeddings.detach()[self.free]
+        found = self.embeddings.detach()[self.free]
         if how == "cosine":
-            nearest = (functional.normalize(found) @ functional.normalize(rows).T).argmax(dim=1)
+            nearest = (found @ self.directions.T).argmax(dim=1)
         else:
-            nearest = torch.cdist(found, rows).argmin(dim=1)
+            nearest = torch.cdist(found, self.victim.table[self.candidates]).argmin(dim=1)
         tokens = self.prediction.places.clone()
         tokens[self.free] = self.candidates[nearest]
         return tokens

@@ -140,22 +140,25 @@ class LAMP(EmbeddingMatching):
         search = cast(GuidedSearch, search)
         # What is known, as a masked place is, stays where it is.
         spots = [torch.nonzero(row).flatten() for row in search.free]
-        held = search.embeddings.detach()
-        embeddings = [held.clone()]
+        held, tokens = search.embeddings.detach(), search.read(self.read_out)
+        best, least = held, self._worth(search, tokens)
         for _ in range(self.moves):
-            moved = held.clone()
+            moved, said = held.clone(), tokens.clone()
             for row, some in enumerate(spots):
                 order = changed_order(len(some), search.rng).to(some.device)
                 moved[row, some] = held[row, some[order]]
-            embeddings.append(moved)
-        guesses = [replace(search, embeddings=one) for one in embeddings]
-        nats = [float(search.prior(one.harden(self.read_out).sentence).mean()) for one in guesses]
-        values = [
-            math.log(max(self._value(one), _LEAST)) + self.language_weight * said
-            for one, said in zip(guesses, nats, strict=True)
-        ]
+                said[row, some] = tokens[row, some[order]]
+            worth = self._worth(replace(search, embeddings=moved), said)
+            if worth < least:
+                best, least = moved, worth
         with torch.no_grad():
-            search.embeddings.copy_(embeddings[min(range(len(values)), key=values.__getitem__)])
+            search.embeddings.copy_(best.clone())
+
+    def _worth(self, search: GuidedSearch, tokens: Tensor) -> float:
+        """Return what weighs matching and language, of embeddings and the tokens they are."""
+        sentence = search.prediction.harden(tokens, search.variables).sentence
+        nats = float(search.prior(sentence).mean())
+        return math.log(max(self._value(search), _LEAST)) + self.language_weight * nats
 
     def _value(self, search: Search) -> float:
         return float(self.objective(search, differentiable=False).detach())
