@@ -146,12 +146,13 @@ def _attacked(run: RunDirectory) -> dict[str, Attacked]:
             continue
         one = found.setdefault(score["attack"], Attacked(modality=modality_of(score)))
         means, field_name = baseline_values(score), scale_of(score).field
-        private: list[Record] = examples(score) or [{}] * len(means)
+        private: list[Record] = examples(score) or [{}] * (score["batch_size"] or 0)
         one.scores.append(score)
         one.data_mean.extend(means)
         for place, example in enumerate(private):
             missed = example.get(field_name) is None
-            one.values.append(means[place] if missed else example[field_name])
+            nothing = means[place] if means else 0.0  # where there is nothing public to guess from
+            one.values.append(nothing if missed else example[field_name])
             if one.modality == "image":
                 mean = score["baselines"]["data_mean"]["ssim"]
                 one.ssim.append(mean[place] if missed else example["ssim"])
@@ -278,11 +279,12 @@ def _likeness(
     confidence: float,
 ) -> Record:
     """Return how close an attacker came, in the fields of its scale."""
+    means = [value for one in found for value in one.data_mean]
     told = {
         "psnr_db": median_interval(values, confidence),
         "psnr_std_db": stdev(values) if len(values) > 1 else None,
         "best_psnr_db": max(guessed, default=None),
-        "data_mean_psnr_db": median(value for one in found for value in one.data_mean),
+        "data_mean_psnr_db": median(means) if means else None,
     }
     if modality == "image":
         return told | {"ssim": median(value for one in found for value in one.ssim)}

@@ -13,6 +13,7 @@ from fedsim.sweep.cells import Job
 from fedsim.sweep.config import parse_sweep
 from fedsim.sweep.driver import Swept, run_sweep
 from fedsim.sweep.job import Outcome
+from fedsim.sweep.rows import _attacked, _likeness
 from fedsim.sweep.tables import data_mean_of, markdown, psnr_of
 from tests.fedsim.report.test_page import Page
 from tests.fedsim.told import table_run, text_run
@@ -155,3 +156,21 @@ def test_what_has_no_common_scale_is_not_drawn_on_one_axis(
 
     assert "no common scale: it cannot be drawn on one axis" in page.text
     assert not page.charts
+
+
+def test_a_missed_text_with_nothing_public_to_guess_it_from_counts_as_nothing_right(
+    tmp_path: Path,
+) -> None:
+    run = text_run(tmp_path, attack="plain")
+    first, *others = run.scores()
+    missed = first["texts"][0] | {"guess": None, "accuracy": None, "recovered": False}
+    first |= {"baseline_accuracy": {}, "texts": [missed, first["texts"][1]]}
+    failed = others[0] | {"baseline_accuracy": {}, "texts": [], "status": "failed"}
+    run.rewrite_log("scores", [first, failed])
+
+    found = _attacked(run)["plain"]
+
+    assert found.values == [0.0, 1.0, 0.0, 0.0]
+    assert found.guessed == [1.0]
+    assert found.data_mean == []
+    assert _likeness("text", found.values, found.guessed, [found], 0.95)["best_accuracy"] == 1.0
