@@ -124,6 +124,8 @@ class TabLeak:
             returns .inputs: (B, D), categories one-hot, numbers in [0, 1]
             returns .labels: (B,) int64
             returns .confidence: (B, F)
+            returns .matching_loss: of these rows; that of members, whose categories are not yet
+                decided, is lower, see snapshots
 
         Raises:
             AttackFailed: The data are no table, the victim cannot be rebuilt
@@ -135,7 +137,7 @@ class TabLeak:
         victim = rebuild(only(seen), known, dtype=torch.float32)
         require_twice_differentiable(victim)
         labels = self._labels(victim, known)
-        whitening = Whitening(victim.target, threshold=self.whitening)
+        whitening = Whitening(victim.target, threshold=self.whitening, num_rows=victim.batch_size)
         matching = Matching(victim, columns, labels, whitening)
         snapshots = Snapshots(
             lambda point: decided(matching.inputs_of(point), columns),

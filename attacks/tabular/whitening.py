@@ -21,9 +21,11 @@ class Whitening:
         heard: By parameter name.
         threshold: t, relative to the largest eigenvalue of G'G: directions well below it count
             less. 0 leaves gradients as they are.
+        num_rows: B. A batch spans no more directions: what is beyond them is noise, and t is no
+            less than that.
     """
 
-    def __init__(self, heard: Tensors, *, threshold: float) -> None:
+    def __init__(self, heard: Tensors, *, threshold: float, num_rows: int) -> None:
         self.threshold = threshold
         self.dims = {name: tensor.dim() for name, tensor in heard.items()}
         self.maps: dict[str, Tensor] = {}
@@ -32,7 +34,7 @@ class Whitening:
             return
         for name, matrix in self._matrices(heard).items():
             if matrix.shape[-1] > 1 and bool(matrix.any()):
-                self.maps[name] = _inverse_root(matrix, threshold)
+                self.maps[name] = _inverse_root(matrix, threshold, num_rows)
         self.scales = {
             name: 1 / tensor.norm().clamp_min(torch.finfo(tensor.dtype).tiny)
             for name, tensor in self._mapped(heard).items()
@@ -83,10 +85,12 @@ class Whitening:
         return tensor.reshape(*tensor.shape[: before + kept], -1)
 
 
-def _inverse_root(matrix: Tensor, threshold: float) -> Tensor:
+def _inverse_root(matrix: Tensor, threshold: float, num_rows: int) -> Tensor:
     """Return (G'G + t I)^(-1/2), scaled so that the largest direction keeps its length."""
     exact = matrix.double()
     values, vectors = torch.linalg.eigh(exact.mT @ exact)
-    values = values.clamp_min(0) / values[-1]
+    values = values.clamp_min(0) / values[-1]  # ascending
+    if len(values) > num_rows:
+        threshold = max(threshold, float(values[-num_rows - 1]))
     root: Tensor = (vectors * (values + threshold).rsqrt()) @ vectors.mT
     return root.to(matrix)
