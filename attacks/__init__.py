@@ -37,6 +37,8 @@ ATTACKS = {
     "tag": "attacks.text.tag:TAG",
     "lamp": "attacks.text.lamp:LAMP",
     "dager": "attacks.text.dager:DAGER",
+    "tiger": "attacks.text.tiger:TIGER",
+    "bag-of-words": "attacks.text.bag_of_words:BagOfWords",
     "tableak": "attacks.tabular.tableak:TabLeak",
 }
 """Attacks an experiment may name, as text, so that looking one up loads only that one."""
