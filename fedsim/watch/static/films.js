@@ -86,7 +86,7 @@ const eyes = new IntersectionObserver((found) => {
     eyes.unobserve(one.target);
     ask(shown.get(one.target));
   }
-});
+}, { rootMargin: "300px" });
 
 function setTold(film, address) {
   if (film.address === address) return;

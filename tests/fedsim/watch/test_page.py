@@ -1,5 +1,6 @@
 """The page in a real browser; skipped where there is none."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +10,12 @@ import torch
 
 from fedsim.files import append_line, replace_json, replace_tensors
 from fedsim.records import RunDirectory
+from fedsim.truth import seal
 from tests.fedsim.conftest import MadeRun, Make
+from tests.fedsim.told import SENTENCES, table_run, text_run, tokens_of
 from tests.fedsim.watch.browser import Tab, find_browser, open_tab
 from tests.fedsim.watch.serving import Serving
-from tests.fedsim.watch.synthetic import Made
+from tests.fedsim.watch.synthetic import Made, hostile_table, hostile_text, job
 
 pytestmark = pytest.mark.slow
 
@@ -342,3 +345,143 @@ def test_traffic_of_tapped_links_is_shown_where_it_was_recorded(
     tab.wait_for("document.querySelectorAll('#links tbody tr').length === 41")
     assert "Of 82 bursts, 81 are encrypted" in tab.evaluate(says("traffic"))
     assert "5 further links" in tab.evaluate(says("links"))
+
+
+def test_texts_are_shown_with_what_is_right_marked_by_colour_and_a_line(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    tab.look(1400, 3000)
+    tab.open(serve(text_run(tmp_path).root).address)
+
+    tab.wait_for("document.querySelectorAll('.card').length === 8")
+    tab.wait_for("document.querySelectorAll('.card mark.hit').length > 20")
+    tab.wait_for(f"{says('spot-private')} === 'private text'")
+    style = "getComputedStyle(document.querySelector('.card mark.hit'))"
+    plain = "getComputedStyle(document.querySelector('.card .sentence'))"
+    assert "underline" in tab.evaluate(f"{style}.textDecorationLine")
+    assert tab.evaluate(f"{style}.color !== {plain}.color")
+    assert "2 of 8" in tab.evaluate(says("figures"))
+    assert "Texts recovered" in tab.evaluate(says("figures"))
+    assert "80.9\u00a0%" in tab.evaluate(says("attacks"))
+    leak = tab.evaluate("document.querySelector('#panel-leak').innerText")
+    assert "tokens at their place, %: median, worst to best" in leak
+    assert "counts as recovered, 90 %" in leak
+    assert "best text" in tab.evaluate("document.querySelector('#graph title').textContent")
+    assert "images" not in tab.evaluate("document.body.innerText").lower()
+    assert "PSNR" not in tab.evaluate("document.body.innerText")
+
+
+def test_the_slider_shows_how_a_text_came_about(tab: Tab, serve: Serve, tmp_path: Path) -> None:
+    tab.look(1400, 3000)
+    tab.open(serve(text_run(tmp_path).root).address)
+    tab.wait_for("document.querySelectorAll('.card mark.hit').length > 20")
+
+    choose = "[...document.querySelectorAll('.card')].find((one) => one.innerText.includes('100'))"
+    tab.evaluate(f"{choose}.querySelector('button.film').click()")
+    tab.evaluate("document.getElementById('play').click()")
+    found = []
+    for place in (0, 1, 3):
+        tab.evaluate(
+            "(() => { const slider = document.getElementById('spot-frame'); slider.value = "
+            f"{place}; slider.dispatchEvent(new Event('input')); }})()"
+        )
+        tab.wait_for("document.querySelector('#spot-guess .sentence') !== null")
+        assert f"step {10 * min(place, 2)}" in tab.evaluate(says("spot-what"))
+        found.append(tab.evaluate("document.querySelectorAll('#spot-guess mark.hit').length"))
+
+    assert found[0] == 0 < found[1] < found[2]
+    assert "100\u00a0%" in tab.evaluate(says("spot-what"))
+
+
+@pytest.mark.parametrize("make", [hostile_text, hostile_table])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_no_token_and_no_feature_is_taken_for_markup_or_breaks_the_page(
+    tab: Tab, serve: Serve, tmp_path: Path, make: Callable[[Path], RunDirectory], width: int
+) -> None:
+    tab.look(width, 3000)  # what does not come into view is not asked for
+    tab.open(serve(make(tmp_path).root).address)
+    tab.wait_for("document.querySelectorAll('.card .told > span').length > 2")
+    tab.wait_for(f"{says('cards')}.includes('<img src=x onerror=')")
+
+    assert tab.evaluate("window.hurt ?? null") is None
+    assert (
+        tab.evaluate("document.querySelectorAll('.film.told img, .film.told script').length") == 0
+    )
+    assert tab.evaluate(TOO_WIDE) == 0
+    assert tab.evaluate(SMALLEST) >= 9  # CSS pixels
+    text = tab.evaluate("document.body.textContent")
+    assert not {"\u202e", "\u200f", "\u061c", "\x1b", "\x00"} & set(text)
+
+
+def test_a_text_comes_about_while_its_attack_is_at_work(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    run = text_run(tmp_path)
+    name = "round-00001-client-2-to-server"
+    (run.root / "observations" / f"{name}.json").write_text('{"num_examples": 1}\n')
+    truth = tokens_of(SENTENCES[0])[None]
+    seal(run, 1, "client-2", truth, torch.full_like(truth, -100))
+
+    def show(step: int, right: int) -> None:
+        guess = torch.where(torch.arange(truth.shape[1]) < right, truth, 6)
+        replace_tensors(run.root / "progress" / "w.safetensors", {name: guess})
+        replace_json(run.root / "progress" / "w.json", job("dlg", name, step))
+
+    card = (
+        "[...document.querySelectorAll('.card')].find((one) => one.innerText.includes('client-2'))"
+    )
+    hits = f"{card}?.querySelectorAll('button mark.hit').length"
+    show(10, 3)
+    tab.look(1400, 3000)
+    tab.open(serve(run.root).address)
+    tab.wait_for(f"{hits} === 2")
+    tab.wait_for(f"{says('spot-what')}.includes('step 10')")
+    assert "step 10" in tab.evaluate(f"{card}.innerText")
+
+    show(90, 8)
+    tab.wait_for(f"{hits} === 7")
+    tab.wait_for(f"{says('spot-what')}.includes('step 90')")
+    tab.wait_for("document.querySelectorAll('#spot-guess mark.hit').length === 7")
+
+    (run.root / "progress" / "w.json").unlink()
+    (run.root / "progress" / "w.safetensors").unlink()
+    tab.wait_for(f"{card}.innerText.includes('waiting')")
+
+
+def test_rows_are_shown_as_lists_with_wrong_features_crossed_out(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    tab.look(1400, 3000)
+    tab.open(serve(table_run(tmp_path).root).address)
+
+    tab.wait_for("document.querySelectorAll('.card mark.miss').length > 5")
+    style = "getComputedStyle(document.querySelector('.card mark.miss'))"
+    assert "line-through" in tab.evaluate(f"{style}.textDecorationLine")
+    first = tab.evaluate("document.querySelector('.card').innerText")
+    assert "label <=50K" in first
+    assert "hours per week" in first
+    tab.evaluate("document.querySelector('.card button.film').click()")
+    tab.wait_for(f"{says('spot-guess')}.includes('42\u00a0%')")  # how sure the attack is
+    assert "of features right, guessed label" in tab.evaluate(says("spot-where"))
+
+
+def test_of_a_long_row_the_gallery_counts_what_it_leaves_out(
+    tab: Tab, serve: Serve, tmp_path: Path
+) -> None:
+    run = table_run(tmp_path)
+    told = json.loads(run.data.read_text())
+    told["columns"] = [{"name": f"feature {place}"} for place in range(70)]
+    replace_json(run.data, told)
+    for number in (1, 2):
+        for victim in (0, 1):
+            name = f"round-{number:05d}-client-{victim}"
+            batch = {"inputs": torch.rand(2, 70), "labels": torch.tensor([0, 1])}
+            replace_tensors(run.root / "truth" / f"{name}.safetensors", batch)
+            guess = run.root / "reconstructions" / f"{name}-to-server--dlg.safetensors"
+            replace_tensors(guess, {"inputs": torch.rand(2, 70)})
+    tab.look(1400, 3000)
+    tab.open(serve(run.root).address)
+
+    tab.wait_for(f"{says('cards')}.includes('and 54 more')")
+    tab.wait_for(f"{says('spot-original')}.includes('and 6 more')")
+    assert tab.evaluate(TOO_WIDE) == 0
