@@ -12,11 +12,15 @@ if TYPE_CHECKING:  # a command loads what it needs itself
     from fedsim.stages.gauge import Gauge
     from fedsim.topologies.network import PeerNetwork
 
+UNKNOWNS = {"image": "pixels", "text": "tokens", "table": "numbers"}
+"""What an input consists of."""
+
 
 def gauge_tables(found: "Gauge") -> RenderableType:
     """Return what `fedsim gauge` prints."""
     head = (
-        f"{found.experiment}, {found.threat}: {found.num_unknowns:,} unknown pixels behind an "
+        f"{found.experiment}, {found.threat}: {found.num_unknowns:,} unknown "
+        f"{UNKNOWNS[found.modality]} behind an "
         f"update of {found.num_equations:,} entries (batch of {found.batch_size})"
     )
     parts: list[RenderableType] = [Text(head, style="bold"), Text("")]
@@ -43,6 +47,8 @@ def _ceilings(found: "Gauge") -> Table:
     if found.clients_per_update > 1:
         looked_at = f"means of {found.clients_per_update} clients in {found.clients} rounds"
     table.caption = f"{looked_at}, labels known, untrained weights; 12.0 dB is guessing"
+    if found.modality == "table":
+        table.caption = f"{looked_at}, labels known, untrained weights; of rows as they are encoded"
     return table
 
 

@@ -21,6 +21,7 @@ from fedsim.catalog import load
 from fedsim.config import Experiment
 from fedsim.files import Record
 from fedsim.knowledge import knowledge_from
+from fedsim.schemas.document import Modality
 from fedsim.seeds import stream
 from fedsim.setup import draw_clients, shares_of
 from fedsim.stages.prepare import Plan, check, granted_sample
@@ -78,6 +79,7 @@ class Gauge:
         ceilings: By level of noise; empty where updates cannot be differentiated.
         obstacle: Why there are none.
         attacks: Every attack, and whether it could be run.
+        modality: What private examples are.
     """
 
     experiment: str
@@ -90,12 +92,14 @@ class Gauge:
     ceilings: tuple[Ceilings, ...]
     obstacle: str
     attacks: tuple[Applies, ...]
+    modality: Modality = "image"
 
     def record(self) -> Record:
         """Return the same as JSON holds it."""
         return {
             "experiment": self.experiment,
             "threat": self.threat,
+            "modality": self.modality,
             "batch_size": self.batch_size,
             "num_unknowns": self.num_unknowns,
             "num_equations": self.num_equations,
@@ -135,9 +139,10 @@ def gauge(experiment: Experiment, *, clients: int = 3) -> Gauge:
     known = knowledge_from(plan.told, granted_sample(plan))
     batches = _batches(experiment, plan, clients)
     found: list[Influence] = []
-    obstacle = ""
+    modality = plan.task.data.modality
+    obstacle = "tokens are no numbers, so there is no ceiling in dB" if modality == "text" else ""
     try:
-        for number, (inputs, labels) in enumerate(batches):
+        for number, (inputs, labels) in enumerate([] if obstacle else batches):
             found.append(_influence(experiment, plan, number, inputs, labels))
     except (AttackFailed, RuntimeError) as error:  # what autograd raises
         obstacle = str(error).splitlines()[0]
@@ -154,6 +159,7 @@ def gauge(experiment: Experiment, *, clients: int = 3) -> Gauge:
         ceilings=_over_clients(found),
         obstacle=obstacle,
         attacks=tuple(_applies(name, plan, known) for name in ATTACKS),
+        modality=modality,
     )
 
 

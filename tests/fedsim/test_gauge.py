@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -109,3 +110,26 @@ def test_no_ceiling_of_a_mean_over_batches_that_were_normalised_each_on_its_own(
 
     assert found.ceilings == ()
     assert "normalises each client's batch on its own" in found.obstacle
+
+
+def test_of_text_there_is_no_ceiling_and_nobody_speaks_of_pixels() -> None:
+    found = gauge(read_experiment("bert-sentences"), clients=1)
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(gauge_tables(found))
+    text = console.export_text()
+    assert "unknown tokens behind an update" in text
+    assert "no ceiling: tokens are no numbers" in text
+    assert found.record()["modality"] == "text"
+
+
+def test_of_a_table_the_ceiling_is_on_rows_as_they_are_encoded() -> None:
+    wine = ["data.name=wine", "adversary.public_sample=30"]
+    found = gauge(read_experiment("mlp-exact", wine), clients=1)
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(gauge_tables(found))
+    text = console.export_text()
+    assert "13 unknown numbers behind an update" in text
+    assert "of rows as they are encoded" in text
+    assert "guessing" not in text
