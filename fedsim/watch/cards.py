@@ -192,7 +192,7 @@ def _class(reader: Reader, label: int | None) -> str:
     """Return the name of the class of a text or a row; classes of images have numbers here."""
     if label is None or reader.modality == "image" or label >= len(reader.class_names):
         return ""
-    return text(reader.class_names[label], 40)
+    return text(reader.class_names[label], 40).strip()
 
 
 def _tile(

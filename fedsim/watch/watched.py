@@ -38,6 +38,8 @@ RECENT_S = 10.0
 """Seconds since the last look within which what is found has just come."""
 LATEST = 20
 """Rounds from which the speed of training is told."""
+WORDLESS = {modality: Reader(modality=modality) for modality in SCALES}
+"""Read inputs where no file says what their numbers stand for."""
 DOCUMENTS = ("environment.json", "threat.json", "topology.json", "summary.json")
 
 
@@ -102,7 +104,7 @@ class Watched:
             more = self._read_rounds() | self._read_scores() | self._read_events()
             more |= self._read_traffic()
             self.heard.look()
-            self.reader = self.data.look() or Reader(modality=self.book.modality or "image")
+            self.reader = self.data.look() or WORDLESS[self.book.modality or "image"]
             now = time.time()
             self.working = at_work(self.root, self.book.entries.keys(), now)
             self._describe(now, more=more)
