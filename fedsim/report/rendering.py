@@ -34,7 +34,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "db": wording.decibels,
         "percent": wording.percent,
         "number": wording.number,
         "tiny": wording.tiny,
