@@ -189,7 +189,7 @@ def rows_of(
 
 
 def _baseline(cell: Cell, cells: Sequence[Cell], rows: Sequence[SweepCell]) -> float | None:
-    """Return the accuracy of the undefended cell that shares most levels with this one."""
+    """Return the accuracy of the undefended cell on these data that shares most levels."""
     plain = [
         (sum(other.levels.get(axis) == level for axis, level in cell.levels.items()), -place, row)
         for place, (other, row) in enumerate(zip(cells, rows, strict=True))

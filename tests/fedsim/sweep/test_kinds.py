@@ -9,11 +9,13 @@ import pytest
 
 from fedsim.records import RunDirectory
 from fedsim.report.sweep_page import finding, headline
-from fedsim.sweep.cells import Job
+from fedsim.schemas.statistics import Interval
+from fedsim.schemas.sweep import SweepCell
+from fedsim.sweep.cells import Job, cells_of
 from fedsim.sweep.config import parse_sweep
 from fedsim.sweep.driver import Swept, run_sweep
 from fedsim.sweep.job import Outcome
-from fedsim.sweep.rows import _attacked, _likeness
+from fedsim.sweep.rows import _attacked, _baseline, _likeness
 from fedsim.sweep.tables import data_mean_of, markdown, psnr_of
 from tests.fedsim.report.test_page import Page
 from tests.fedsim.told import table_run, text_run
@@ -174,3 +176,29 @@ def test_a_missed_text_with_nothing_public_to_guess_it_from_counts_as_nothing_ri
     assert found.guessed == [1.0]
     assert found.data_mean == []
     assert _likeness("text", found.values, found.guessed, [found], 0.95)["best_accuracy"] == 1.0
+
+
+def test_the_accuracy_without_a_defense_is_that_on_the_same_data() -> None:
+    noise = [{"name": "gaussian-noise", "options": {"scale": 1.0}}]
+    settings: list[dict[str, Any]] = [{}, TABLE, TABLE | {"defenses": noise}]
+    sweep = {
+        "name": "kinds",
+        "cells": [{"label": f"{place}", "set": one} for place, one in enumerate(settings)],
+        "attackers": {"plain": {"name": "dlg"}},
+    }
+    cells = cells_of(parse_sweep(sweep))
+    rows = [
+        SweepCell(
+            number=cell.number,
+            label=cell.label,
+            family=cell.family,
+            levels={},
+            defense=cell.defense,
+            status="done",
+            seeds=[0],
+            accuracy=Interval(value=accuracy),
+        )
+        for cell, accuracy in zip(cells, (0.9, 0.4, 0.3), strict=True)
+    ]
+
+    assert _baseline(cells[2], cells, rows) == 0.4
