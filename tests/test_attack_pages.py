@@ -63,6 +63,8 @@ CLEARLY_BETTER_DB = 3.0
 HALF_OF_THE_LABELS = 0.5
 CLEARLY_MORE = 0.25
 """Of the tokens of a text, or the features of a row."""
+TELLS_NO_ORDER = ("bag-of-words",)
+"""Attacks on text that say which words there are, and not where."""
 SHOWS_A_DIFFERENCE = {
     "gradinversion": "no recognisable picture of so narrow a network in so few steps, as its page "
     "says; what it shows is that batch statistics help",
@@ -79,7 +81,8 @@ def better_than_nothing(name: str, scores: list[dict[str, Any]]) -> bool:
     rows: the median accuracy of all is better by a quarter of the tokens or features.
     """
     if any(modality_of(score) != "image" for score in scores):
-        shares = [one["accuracy"] or 0.0 for score in scores for one in examples(score)]
+        field = "rouge1" if name in TELLS_NO_ORDER else "accuracy"
+        shares = [one[field] or 0.0 for score in scores for one in examples(score)]
         guesses = [value for score in scores for value in baseline_values(score)]
         return bool(statistics.median(shares) > statistics.median(guesses) + CLEARLY_MORE)
     images = [image for score in scores for image in score["images"]]

@@ -271,6 +271,8 @@ def masked_columns(victim: TextVictim, places: Tensor, hidden: Tensor) -> Tensor
         return open_places
     rows = torch.cat([by_position[open_places], by_token[hidden]]).double().cpu()
     wanted = by_token[victim.tokens.mask].double().cpu()
+    if not bool(rows.any()):  # of a part that was heard, neither may be in it
+        return open_places
     damping = (_DAMPED * rows.norm(dim=1).max()).square() * torch.eye(len(rows), dtype=rows.dtype)
     shares = torch.linalg.solve(rows @ rows.T + damping, rows @ wanted)[: len(open_places)]
     chosen = shares > 0.5 if bool((shares > 0.5).any()) else shares == shares.max()
