@@ -299,7 +299,8 @@ def gate(
         typer.Option(help="Share that may be recovered, to the experiment's own threshold."),
     ] = None,
     tolerate: Annotated[
-        float, typer.Option(help="Share of updates that may, where --max-success-rate does not say.")
+        float,
+        typer.Option(help="Share of updates that may, where --max-success-rate does not say."),
     ] = 0.05,
     confidence: Annotated[float, typer.Option(help="Of the claim, one-sided.")] = 0.95,
     victims: Annotated[

@@ -34,7 +34,7 @@ def sound(guess: object, known: Knowledge | None = None) -> Reconstruction:
     if guess.inputs is not None:
         _check_inputs("inputs", guess.inputs, known)
     if guess.labels is not None:
-        _check_labels(guess.labels, guess.inputs, known and known.num_classes)
+        _check_labels(guess.labels, guess.inputs, None if known is None else known.num_classes)
     if guess.certified is not None:
         _check_proofs(guess.certified, guess.labels if guess.inputs is None else guess.inputs)
     if guess.confidence is not None:
