@@ -84,7 +84,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
         )
     try:
         if file.suffix == ".json":
-            return _vocabulary(Tokenizer.from_file(str(file)))
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_padding()  # texts are cut and padded by us
+            tokenizer.no_truncation()
+            return _vocabulary(tokenizer)
         return _vocabulary(BertWordPieceTokenizer(str(file), lowercase=True))
     except Exception as error:  # the library raises no more than that
         raise ConfigError(f"data.options.vocabulary: '{file}' is no vocabulary: {error}") from error

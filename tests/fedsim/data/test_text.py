@@ -177,7 +177,9 @@ def test_text_without_classes_has_none_to_predict() -> None:
 def test_a_vocabulary_is_learned_read_and_refused(tmp_path: Path) -> None:
     learned = learned_vocabulary(["the cat sat on the mat", "the cat ran"] * 5, 80)
     (tmp_path / "vocab.txt").write_text("\n".join(learned.words) + "\n")
+    learned.tokenizer.enable_padding(length=20)  # as those of sentence embeddings have it
     learned.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    learned.tokenizer.no_padding()
 
     by_words = read_vocabulary(tmp_path / "vocab.txt")
     by_library = read_vocabulary(tmp_path)  # prefers tokenizer.json
