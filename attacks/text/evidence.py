@@ -130,6 +130,21 @@ class Evidence:
         return torch.cat(found)
 
 
+def _deviation(site: Site, seen: Observation, known: Knowledge) -> float:
+    """Return the standard deviation of noise that is known in a site's gradient.
+
+    Of the weights of a site, each divided by its norm, that of the noisiest; between peers, updates
+    that follow from what was heard say how far they are off.
+    """
+    whole = torch.cat([tensor.flatten() for tensor in seen.update.values()])
+    size = float(whole.double().square().mean().sqrt())
+    deviation = dict.fromkeys(site.names, (seen.expected_error or 0.0) * size)
+    if known.noise is not None:
+        deviation |= {name: known.noise.deviation.get(name, 0.0) for name in site.names}
+    norms = {name: float(seen.update[name].double().norm()) for name in site.names}
+    return max(deviation[name] / max(norms[name], 1e-30) for name in site.names)
+
+
 def evidence_of(seen: Observation, known: Knowledge) -> Evidence:
     """Read the spans off an update.
 
@@ -158,10 +173,10 @@ def evidence_of(seen: Observation, known: Knowledge) -> Evidence:
             "no whole weight of the first attention's query, key or value was heard: nothing "
             "tells the tokens there; an attack that matches gradients makes do with others"
         )
-    span = span_of(local.gradient)
+    span = span_of(local.gradient, _deviation(local, seen, known))
     mixed = [site for site in sites if not site.local]
     deep = [
-        (site, span_of(site.gradient))
+        (site, span_of(site.gradient, _deviation(site, seen, known)))
         for site in mixed
         if site.width == local.width and (site.heeded or tokens.head == "causal")
     ][:_DEEP]

@@ -26,6 +26,8 @@ _MATCHES = 1e-3
 """Relative error up to which a layer's output is its input times its weight."""
 _ROUNDING = 3e-7
 """Singular values below this, relative to the largest, are rounding in single precision."""
+_MARGIN = 1.2
+"""Of the singular values that noise is expected to have."""
 _LEFT_OUT = 16
 """At least the width over this are not of the space."""
 
@@ -234,15 +236,17 @@ def spectrum(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.T, padded
 
 
-def span_of(gradient: Tensor) -> Span:
-    """Return the row space of a gradient (M, D), but for what is rounding.
+def span_of(gradient: Tensor, deviation: float = 0.0) -> Span:
+    """Return the row space of a gradient (M, D), but for what is rounding, or noise that is known.
 
-    Where nothing is, as after several local steps, which disturb the tokens' directions and add
+    Noise of a standard deviation has singular values up to that times sqrt(M) + sqrt(D). Where
+    nothing is, as after several local steps, which disturb the tokens' directions and add
     some, the weakest directions of all are left out: of those, tokens have least.
     """
     vectors, values = spectrum(gradient)
     width = gradient.shape[1]
-    loud = int((values > _ROUNDING * values[0]).sum())
+    loudest = _MARGIN * deviation * (gradient.shape[0] ** 0.5 + width**0.5)
+    loud = int((values > max(loudest, _ROUNDING * float(values[0]))).sum())
     most = min(gradient.shape[0], width - max(1, width // _LEFT_OUT))
     rank = max(1, min(loud, most))
     noise = max(float(values[rank]), _ROUNDING / 10 * float(values[0]))
