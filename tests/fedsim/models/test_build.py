@@ -159,10 +159,10 @@ def test_a_wrong_name_or_option_is_refused_by_name(
 def test_a_model_that_images_do_not_fit_is_refused() -> None:
     alexnet = build_model("torchvision:alexnet", (3, 8, 8), 10, rng=generator(0), options={})
 
-    with pytest.raises(ConfigError, match=r"'torchvision:alexnet' cannot take images of shape"):
+    with pytest.raises(ConfigError, match=r"'torchvision:alexnet' cannot take inputs of shape"):
         refuse_misfit("torchvision:alexnet", alexnet, (3, 8, 8), 10)
 
 
 def test_a_model_that_returns_something_else_than_logits_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"must return logits of shape \(B, 10\), got \(1, 192\)"):
+    with pytest.raises(ConfigError, match=r"of shape \(1, 10\) for one input, got \(1, 192\)"):
         refuse_misfit("mine", nn.Flatten(), (3, 8, 8), 10)
