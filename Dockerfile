@@ -7,6 +7,7 @@ FROM python:3.11-slim
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    PYTHONSAFEPATH=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 
@@ -26,7 +27,8 @@ RUN groupadd --system --gid 10001 fedsim \
     && useradd --system --uid 10001 --gid fedsim --no-create-home --shell /usr/sbin/nologin fedsim \
     && install --directory --mode=0700 --owner=fedsim --group=fedsim \
         /srv/runs /srv/runs/demo /srv/runs/demo/truth /srv/runs/demo/alarms /srv/runs/demo/oracle \
-        /srv/runs/demo/views /srv/authority /srv/server-key /srv/secret /srv/enrolment /srv/node
+        /srv/runs/demo/views /srv/runs/demo/observations /srv/runs/demo/reconstructions \
+        /srv/runs/demo/jobs /srv/runs/demo/progress /srv/told /srv/authority /srv/server-key /srv/secret /srv/enrolment /srv/node
 
 COPY README.md LICENSE ./
 COPY attacks attacks

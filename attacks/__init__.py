@@ -17,6 +17,7 @@ ATTACKS = {
     "adaptive": "attacks.adaptive:Adaptive",
     "label": "attacks.labels:LabelRule",
     "dlg": "attacks.dlg:DLG",
+    "dlg-published": "attacks.dlg_published:PublishedDLG",
     "idlg": "attacks.idlg:IDLG",
     "cpl": "attacks.cpl:CPL",
     "bayesian": "attacks.bayesian:Bayesian",
@@ -40,5 +41,6 @@ ATTACKS = {
     "tiger": "attacks.text.tiger:TIGER",
     "bag-of-words": "attacks.text.bag_of_words:BagOfWords",
     "tableak": "attacks.tabular.tableak:TabLeak",
+    "span-rows": "attacks.tabular.span_rows:SpanRows",
 }
 """Attacks an experiment may name, as text, so that looking one up loads only that one."""

@@ -60,6 +60,11 @@ def choices(
         yield Choice(name="surrogate", why="how clients train was not granted, nor needed")
         return
     if not several_steps and not known.signs_only:
+        columns = () if known.columns is None else known.columns.columns
+        if first and not single and any(column.categories for column in columns):
+            yield Choice(
+                name="span-rows", why="rows of a table, whose categories are known", exact=True
+            )
         yield from _exact(traced, single=single, first=first)
     if rounds and rounds[-1].weights is None:  # nothing can be recomputed
         if first and not single:
@@ -77,15 +82,17 @@ def _exact(traced: Trace, *, single: bool, first: bool) -> Iterator[Choice]:
     if single:
         if first:
             yield Choice(
-                name="linear", why="one image, and a linear layer that sees it", exact=True
+                name="linear", why="one example, and a linear layer that sees it", exact=True
             )
         if any("attention" in layer.kind.lower() for layer in traced.layers) or any(
             "attention" in layer.name or ".attn" in layer.name for layer in traced.layers
         ):
             yield Choice(name="april", why="one image, and attention over its patches", exact=True)
-        yield Choice(name="closed-form", why="one image: layer by layer", exact=True)
+        yield Choice(name="closed-form", why="one example: layer by layer", exact=True)
     elif first:
-        yield Choice(name="cascade", why="a first linear layer, which can prove images", exact=True)
+        yield Choice(
+            name="cascade", why="a first linear layer, which can prove examples", exact=True
+        )
         yield Choice(
             name="spear", why="a first linear layer with ReLU: sparsity", exact=True, share=0.3
         )

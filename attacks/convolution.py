@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.convolution_maps import Maps
-from attacks.gradient_system import FLAT, GradientSystem
+from attacks.gradient_system import FLAT, Directions, GradientSystem
 
 _MAX_STEPS = 300
 """Steps of conjugate gradients; well-posed layers need 30 to 100."""
@@ -32,6 +32,9 @@ _ENOUGH = 1e-4
 
 _CHECK_EVERY = 5
 """Steps between looks at the progress, each of which waits for the device."""
+
+_THINNED = 0.75
+"""Victims whose steps go on leave the others behind when they are at most this share."""
 
 _FEW = 512
 """Up to so many unknowns that are left open are solved for by Cholesky's factors."""
@@ -199,9 +202,8 @@ def _complete(
     damping = (weight.square() * doubt).flatten(1).sum(1) / total.clamp_min(1e-300)
     damping = torch.where(total > 0, damping, FLAT**2) / spread.square()
     weights = torch.stack([weight, weight], 1).float()
-    if evidence.at_most is None and not system.is_soft:
-        channels = found.shape[2]
-        few = system.open_directions(_FEW // channels)
+    if evidence.at_most is None:
+        few = system.open_directions(_FEW // found.shape[2], gradients)
         if few is not None:
             return _densely(maps, few, found, outputs, weight, damping)
     said = system.said(gradients) if system.is_soft else []
@@ -220,7 +222,7 @@ def _complete(
 
 def _densely(
     maps: Maps,
-    directions: Tensor,
+    directions: Directions,
     found: Tensor,
     outputs: Tensor,
     weight: Tensor,
@@ -230,28 +232,31 @@ def _densely(
 
     Args:
         maps: The convolution, of one group.
-        directions: What every channel's image is left open in, (V, k, H, W), orthonormal or zero.
+        directions: What every channel's image is left open in.
         found: Where to start, (V, R, I, H, W).
         outputs: What is to be explained, (V, R, O, H', W').
         weight: Of an output, (V, O, H', W').
         damping: Per victim, (V,).
     """
-    victims, number = directions.shape[:2]
+    victims, number = directions.images.shape[:2]
     channels = found.shape[2]
-    own = maps.per_channel(directions.flatten(0, 1).float()[:, None])  # (V k, O, I, H', W')
+    own = maps.per_channel(directions.images.flatten(0, 1).float()[:, None])  # (V k, O, I, H', W')
     own = own.view(victims, number, -1, channels, *outputs.shape[3:]).transpose(2, 3)
     rows = (own * weight[:, None, None].float()).flatten(3).flatten(1, 2)  # (V, k I, equations)
     system = rows @ rows.mT
-    idle = (directions.flatten(2).square().sum(2) < 0.5).repeat_interleave(channels, dim=1)
-    system.diagonal(dim1=1, dim2=2).add_(damping[:, None].float() + idle)
+    base = directions.images.flatten(2)
+    idle = (base.square().sum(2) < 0.5).repeat_interleave(channels, dim=1)
+    trust = directions.weight.square().repeat_interleave(channels, dim=1)
+    said = directions.said.transpose(2, 3).flatten(2)  # (V, R, k I)
+    system.diagonal(dim1=1, dim2=2).add_((damping[:, None] + trust).float() + idle)
     factor = torch.linalg.cholesky(system)
-    base = directions.flatten(2)
     total = found.new_zeros(victims, found.shape[1], number * channels)
     for _ in range(1 + _REFINEMENTS):
         misfit = outputs - maps.forward(found.flatten(0, 1)).view_as(outputs)
         size = misfit.flatten(1).abs().amax(1).clamp_min(1e-30)[:, None, None]
         right = ((weight[:, None] * misfit).flatten(2) / size).float() @ rows.mT
         right = right.double() * size - damping[:, None, None] * total
+        right = right + trust[:, None] * (said - total)
         scale = right.flatten(1).abs().amax(1).clamp_min(1e-30)[:, None, None]
         step = torch.cholesky_solve((right / scale).float().mT, factor).mT.double() * scale
         total = total + step
@@ -288,7 +293,7 @@ def _least_squares(
 
     def back(misfits: list[Tensor]) -> Tensor:
         slope = maps.back_planes((weights * misfits[0]).flatten(0, 1))
-        slope = slope.view(*found.shape[:2], *slope.shape[1:])
+        slope = slope.view(*misfits[0].shape[:2], *slope.shape[1:])
         if outside is not None:
             slope.masked_fill_(outside, 0.0)
         if said:
@@ -297,9 +302,10 @@ def _least_squares(
         return slope
 
     slope = direction = back(right)
-    x = torch.zeros_like(slope)
+    x, solution = torch.zeros_like(slope), torch.zeros_like(slope)
     power = start = _squares(slope)
     running = (start > 0) & system.open[:, None]
+    places = torch.arange(len(x), device=x.device)
     for step in range(1, _MAX_STEPS + 1):
         change = forward(direction)
         curvature = lost * _squares(direction)
@@ -314,9 +320,18 @@ def _least_squares(
         direction = slope.addcmul_(_wide(power / previous.clamp_min(1e-30), slope), direction)
         if step % _CHECK_EVERY == 0:
             running = running & (power > _ENOUGH**2 * start)
-            if not bool(running.any()):
+            keep = running.any(1).nonzero()[:, 0]
+            if len(keep) == 0:
                 break
-    return _wide(size, x) * maps.unfold(x).double()
+            if len(keep) <= _THINNED * len(x):  # the others are done: go on without them
+                solution[places] = x
+                places, system = places[keep], system.only(keep)
+                right = [part[keep] for part in right]
+                x, direction, weights, lost, power, start, running = (
+                    some[keep] for some in (x, direction, weights, lost, power, start, running)
+                )
+    solution[places] = x
+    return _wide(size, solution) * maps.unfold(solution).double()
 
 
 def _squares(rows: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ value is large. Shapes: V victims; O and I channels out and in; L systems, one p
 and per input channel where a part of the gradient was not heard; R images per victim, c channels.
 """
 
-from dataclasses import dataclass
+import copy
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +40,21 @@ FLAT = 1e-3
 1e4 where a sigmoid saturates, makes the system ill-conditioned and gains nothing."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Directions:
+    """Directions of one channel that are not read off, and what is heard of them all the same.
+
+    Attributes:
+        images: Orthonormal, (V, k, H, W); zero where a victim has fewer.
+        said: What the gradient says along each, per channel, (V, R, I, k).
+        weight: How much that weighs, (V, k).
+    """
+
+    images: Tensor
+    said: Tensor
+    weight: Tensor
+
+
 @dataclass(kw_only=True, eq=False)
 class _Part:
     """The gradient equations of the pixels at one place modulo the stride.
@@ -49,10 +66,12 @@ class _Part:
         taps: Indices of the kernel's rows and columns that see them.
         blocks: One equation per output channel and tap, (L, equations, pixels).
         basis: Orthonormal right singular vectors, (L, pixels, r).
+        reader: What turns right-hand sides into coefficients along them, (L, equations, r).
         values: Squared singular values, (L, 1, r).
         read: Which directions are read off, (L, 1, r).
         weight: Weight of the others in least squares, (L, 1, r).
         reading: The directions read off, float32, filled up with zeros, (L, pixels, <= r).
+        single: `basis` in float32.
     """
 
     rows: tuple[slice, slice]
@@ -61,13 +80,17 @@ class _Part:
     taps: tuple[list[int], list[int]]
     blocks: Tensor
     basis: Tensor
+    reader: Tensor
     values: Tensor
     read: Tensor
     weight: Tensor
     reading: Tensor
+    single: Tensor
 
-    def __post_init__(self) -> None:
-        self.single = self.basis.float()
+    @property
+    def pixels(self) -> int:
+        """How many pixels there are."""
+        return self.size[0] * self.size[1]
 
 
 class GradientSystem:
@@ -134,7 +157,7 @@ class GradientSystem:
                 victims, groups, each, -1, 1
             )
         blocks = blocks.flatten(0, 2)
-        values, basis = _right_singular(blocks)
+        values, basis, reader = _right_singular(blocks)
         nothing = torch.zeros_like(values)
         return _Part(
             rows=(rows, columns),
@@ -143,10 +166,12 @@ class GradientSystem:
             taps=taps,
             blocks=blocks,
             basis=basis,
+            reader=reader,
             values=values,
             read=nothing.bool(),
             weight=nothing,
             reading=basis[..., :0].float(),
+            single=basis.float(),
         )
 
     def _rows(self, gradients: Tensor, taps: tuple[list[int], list[int]]) -> Tensor:
@@ -214,15 +239,34 @@ class GradientSystem:
         self.is_soft = bool(torch.stack(soft).any())
         return spread
 
+    def only(self, victims: Tensor) -> "GradientSystem":
+        """Return the system of some victims, (n,), for the steps of conjugate gradients alone."""
+        some, number = copy.copy(self), self._lead[1] * self._lead[2]
+        places = (victims[:, None] * number + torch.arange(number).to(victims)).flatten()
+        some._lead = (len(victims), *self._lead[1:])
+        nothing = self._parts[0].values[:0]
+        some._parts = [
+            replace(
+                part,
+                blocks=nothing,
+                basis=nothing,
+                reader=nothing,
+                values=nothing,
+                weight=part.weight[places],
+                reading=part.reading[places],
+                single=part.single[places] if self.is_soft else nothing,
+            )
+            for part in self._parts
+        ]
+        return some
+
     def _spread_out(self, each: Tensor, part: _Part) -> Tensor:
         """Repeat one number per victim, (V,), for its systems: (L, 1, 1)."""
         return each.repeat_interleave(len(part.basis) // len(each))[:, None, None]
 
     def _coefficients(self, gradients: Tensor, part: _Part) -> Tensor:
         """Return what the equations say along each direction, (L, R c, r)."""
-        target = self._rows(gradients, part.taps)
-        inverse = torch.where(part.values > 0, 1 / part.values.clamp_min(1e-300), 0.0)
-        return target @ part.blocks @ part.basis * inverse
+        return self._rows(gradients, part.taps) @ part.reader
 
     def apply(self, images: Tensor) -> Tensor:
         """Map images (V, I, H, W) to weight gradients (V, O, I / groups, kh, kw)."""
@@ -248,27 +292,40 @@ class GradientSystem:
             self._put(images, part, found @ part.basis.mT)
         return images
 
-    def open_directions(self, most: int) -> Tensor | None:
-        """Return images of one channel, (V, k, H, W), that span what is not read off; or None.
+    def open_directions(self, most: int, gradients: Tensor) -> "Directions | None":
+        """Return what spans the images of one channel that are not read off; or None.
 
-        Filled up with zeros where a victim has fewer. None where they are more than `most`, where
-        they are not worked out, and where channels differ.
+        None where they are more than `most`, where they are not worked out, and where channels
+        differ.
+
+        Args:
+            most: How many there may be.
+            gradients: What the equations say, (V, R, O, I / groups, kh, kw).
         """
         if self._lead[1:3] != (1, 1):
             return None
-        counts = [int((~part.read).sum(2).max()) for part in self._parts]
-        numbers = [part.basis.shape[1] == part.values.shape[2] for part in self._parts]
-        seen = sum(part.basis.shape[1] for part in self._parts)
-        if sum(counts) > most or not all(numbers) or seen < self.maps.size[0] * self.maps.size[1]:
+        numbers = [part.pixels == part.values.shape[2] for part in self._parts]
+        seen = sum(part.pixels for part in self._parts)
+        if not all(numbers) or seen < self.maps.size[0] * self.maps.size[1]:
             return None
-        images = self._parts[0].basis.new_zeros(self._lead[0], sum(counts), 1, *self.maps.size)
+        counts = torch.stack([(~part.read).sum(2).max() for part in self._parts]).tolist()
+        if sum(counts) > most:
+            return None
+        victims, _, _, columns = self._lead
+        images = self._parts[0].basis.new_zeros(victims, sum(counts), 1, *self.maps.size)
+        said, weights = [], []
         start = 0
         for part, count in zip(self._parts, counts, strict=True):  # the faintest come first
             left = (part.basis * ~part.read)[..., :count].mT
             here = images[:, start : start + count, 0, part.rows[0], part.rows[1]]
             here.copy_(left.reshape(here.shape))
             start += count
-        return images[:, :, 0]
+            told = self._coefficients(gradients, part)[..., :count]
+            said.append(told.reshape(*gradients.shape[:2], columns, count))
+            weights.append(part.weight[:, 0, :count])
+        return Directions(
+            images=images[:, :, 0], said=torch.cat(said, 3), weight=torch.cat(weights, 1)
+        )
 
     def rows(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
         """Return equations of one victim that are equivalent in least squares, (m, I H W) and (m,).
@@ -332,9 +389,7 @@ class GradientSystem:
         """Add the adjoint of `weigh` to planes (V, R, I S, h, w), in place."""
         added = self._by_plane(torch.zeros_like(planes))
         for part, coefficients in zip(self._parts, weighed, strict=True):
-            columns = coefficients.transpose(1, 2).reshape(
-                len(part.basis), -1, part.values.shape[2]
-            )
+            columns = coefficients.transpose(1, 2).flatten(0, 1).flatten(1, 2)
             pixels = (columns * part.weight.to(planes)) @ part.single.mT
             hole = added[part.plane][..., : part.size[0], : part.size[1]]
             hole.copy_(pixels.view(hole.shape))
@@ -363,7 +418,7 @@ class GradientSystem:
     def _of(self, sorted_planes: Tensor, part: _Part) -> Tensor:
         """Take the part's pixels of what `_by_plane` returned, (L, R c, pixels)."""
         pixels = sorted_planes[part.plane][..., : part.size[0], : part.size[1]]
-        return pixels.reshape(len(part.basis), -1, part.basis.shape[1])
+        return pixels.reshape(math.prod(self._lead[:3]), -1, part.pixels)
 
     def share_read(self, like: Tensor) -> Tensor:
         """Return how much of each pixel is read off the gradient, from 0 to 1, (V, I, H, W)."""
@@ -380,8 +435,10 @@ class GradientSystem:
         return columns.view(shape).transpose(1, 2)
 
 
-def _right_singular(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return squared singular values (L, 1, r) and right singular vectors (L, n, r) of (L, m, n).
+def _right_singular(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular values of (L, m, n), squared, their right vectors, and the pseudoinverse.
+
+    Shapes: (L, 1, r); (L, n, r); (L, m, r), the left vectors over the singular values.
 
     By the smaller Gram matrix, in float64: squaring costs no digit that the gradient carries.
     Vectors of zero singular values are zero or arbitrary; where they are few, all are there, and
@@ -389,8 +446,10 @@ def _right_singular(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """
     if blocks.shape[1] >= _NEARLY * blocks.shape[2]:
         values, vectors = torch.linalg.eigh(blocks.mT @ blocks)
-        return values.clamp_min(0.0).unsqueeze(1), vectors
+        values = values.clamp_min(0.0).unsqueeze(1)
+        inverse = torch.where(values > 0, 1 / values.clamp_min(1e-300), 0.0)
+        return values, vectors, blocks @ vectors * inverse
     values, left = torch.linalg.eigh(blocks @ blocks.mT)
     told = values > _NOTHING**2 * values.amax(1, keepdim=True)  # others are rounding, or zero
-    scale = torch.where(told, values, torch.inf).rsqrt()
-    return values.clamp_min(0.0).unsqueeze(1), blocks.mT @ left * scale.unsqueeze(1)
+    reader = left * torch.where(told, values, torch.inf).rsqrt().unsqueeze(1)
+    return values.clamp_min(0.0).unsqueeze(1), blocks.mT @ reader, reader

@@ -442,6 +442,39 @@ def gradients_table(
     return {"rows": rows, "ratios": quality_ratios(rows), "outcomes": recorded(table)}
 
 
+def table_of(
+    name: str,
+    peer: Breaching | None,
+    root: str,
+    *,
+    victims: int,
+    our_steps: Sequence[int],
+    peer_steps: Sequence[int],
+) -> dict[str, Any]:
+    """Run a table by name: "dlg", or that of a model and a batch size, such as "convnet16-1"."""
+    if name == "dlg":
+        return dlg_table(peer, root, victims)
+    model, width, batch = victim_model(name)
+    return gradients_table(
+        peer,
+        root,
+        model=model,
+        width=width,
+        batch_size=batch,
+        victims=victims,
+        our_steps=our_steps,
+        peer_steps=peer_steps,
+    )
+
+
+def victim_model(name: str) -> tuple[str, int, int]:
+    """Return the model, width and batch size that a name such as "convnet16-1" stands for."""
+    kind, _, batch = name.partition("-")
+    letters = kind.rstrip("0123456789")
+    model, width = KINDS[letters]
+    return model, int(kind[len(letters) :] or width), int(batch or 1)
+
+
 def quality_ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     """Return the peer's CPU time over that of our cheapest run of at least its mean PSNR."""
     found: dict[str, float | None] = {}
@@ -593,21 +626,14 @@ def main() -> None:
         peer = Breaching(arguments.breaching, Path(folder)) if arguments.breaching else None
         for name in arguments.tables:
             print(f"\n{name}", flush=True)
-            if name == "dlg":
-                found = dlg_table(peer, arguments.data, arguments.victims)
-            elif name == "throughput":
+            if name == "throughput":
                 found = throughput_table(arguments.data, arguments.together)
             else:
-                kind, _, batch = name.partition("-")
-                letters = kind.rstrip("0123456789")
-                model, width = KINDS[letters]
-                found = gradients_table(
+                found = table_of(
+                    name,
                     peer,
                     arguments.data,
-                    model=model,
-                    width=int(kind[len(letters) :] or width),
-                    batch_size=int(batch),
-                    victims=arguments.images,
+                    victims=arguments.victims if name == "dlg" else arguments.images,
                     our_steps=arguments.our_steps,
                     peer_steps=arguments.peer_steps,
                 )

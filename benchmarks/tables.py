@@ -1,4 +1,4 @@
-"""Rows of tables from one gradient: TabLeak on Adult and on embedded tables.
+"""Rows of tables from one gradient: TabLeak and the span check, on Adult and on embedded tables.
 
 A client holds a batch of random training rows, and sends the gradient of a perceptron of two hidden
 layers of 100; the attack is granted the weights in force, the model, the columns and the batch
@@ -35,6 +35,7 @@ from attacks.metrics.tables import (
 )
 from attacks.observation import Attack, AttackFailed, Budget, Kind, Knowledge, Observation
 from attacks.spear import Spear
+from attacks.tabular.span_rows import SpanRows
 from attacks.tabular.tableak import PUBLISHED, TabLeak
 from benchmarks.dlg_cifar100 import environment
 from fedsim.data.load import load_data
@@ -49,6 +50,7 @@ ATTACKS: dict[str, Attack] = {
     "tableak, one search": TabLeak(ensemble=1, pooled=1),
     "tableak, as published": TabLeak(**PUBLISHED),
     "spear": Spear(),
+    "span-rows": SpanRows(),
 }
 SPEAR_LIMIT_S = 30.0
 """SPEAR searches as long as it may."""
@@ -86,6 +88,11 @@ SETTINGS = [
     *(Setting(data=data, batch_size=16, attack="tableak") for data in ("breast-cancer", "wine")),
     Setting(data="adult", batch_size=32, attack="tableak", epochs=1),
     Setting(data="adult", batch_size=64, attack="tableak"),
+    *(
+        Setting(data="adult", batch_size=size, attack="span-rows", epochs=epochs)
+        for epochs in (0, 1, 10)
+        for size in (4, 8, 16, 24, 32, 48, 64)
+    ),
 ]
 
 
@@ -119,13 +126,13 @@ def attack(setting: Setting, seed: int, root: str) -> dict[str, Any]:
     )
     allowed = tolerances(data.test_inputs, columns)
 
-    def cells(guesses: Tensor) -> tuple[Tensor, list[int]]:
-        """Return which features are right, (B, F), and which guess is meant for which row."""
+    def cells(guesses: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return which features are right, (B, F), and pairs of row and guess."""
         pairs = match_rows(guesses, rows, columns, tolerance=allowed)
         found = torch.zeros(size, len(columns.columns), dtype=torch.bool)
         for truth, guess in pairs:
             found[truth] = right(guesses[guess], rows[truth], columns, tolerance=allowed)
-        return found, [guess for _, guess in pairs]
+        return found, pairs
 
     typical = typical_row(data.test_inputs, columns).expand(size, -1)
     drawn = random_rows(data.test_inputs, size, rng=stream(seed, "guess"))
@@ -138,12 +145,14 @@ def attack(setting: Setting, seed: int, root: str) -> dict[str, Any]:
         guess = ATTACKS[setting.attack](seen, known, rng=stream(seed, "attack"), budget=budget)
     except AttackFailed as failure:
         return {**result, "accuracy": 0.0, "exact": 0.0, "failed": str(failure)}
+    proved = guess.certified is not None and bool(guess.certified.all())
     assert guess.inputs is not None
-    correct, order = cells(guess.inputs.float())
+    correct, pairs = cells(guess.inputs.float())
     categories = torch.tensor([bool(column.categories) for column in columns.columns])
     result |= {
         "accuracy": float(correct.double().mean()),
         "exact": float(correct.all(dim=1).double().mean()),
+        "proved": proved,
         "features": dict(
             zip(
                 (column.name for column in columns.columns),
@@ -158,13 +167,14 @@ def attack(setting: Setting, seed: int, root: str) -> dict[str, Any]:
         result["categories"] = float(correct[:, categories].double().mean())
         result["numbers"] = float(correct[:, ~categories].double().mean())
     if guess.confidence is not None:
-        sure = guess.confidence[order]
+        sure = guess.confidence[[place for _, place in pairs]]
+        told = correct[[place for place, _ in pairs]]  # of rows without a guess nothing is said
         result |= {
-            "surest": [accuracy_of_surest(sure, correct, share) for share in SHARES],
-            "calibration_error": calibration_error(sure, correct),
+            "surest": [accuracy_of_surest(sure, told, share) for share in SHARES],
+            "calibration_error": calibration_error(sure, told),
             "bins": [
                 [one.confidence, one.accuracy, one.count]
-                for one in calibration(sure, correct, num_bins=5)
+                for one in calibration(sure, told, num_bins=5)
             ],
         }
     return result

@@ -1,12 +1,14 @@
-"""DLG on text, TAG and LAMP, each in the setting that its paper is remembered for.
+"""DLG on text, TAG, LAMP and DAGER, each in the setting that its paper is remembered for.
 
 `dlg`: three sentences like those of DLG's table, of which 15 % of the tokens are masked, read off
 an untrained BERT of two layers and width 128 with the vocabulary of bert-base-uncased; at several
 sizes of its weights and of the start. `tag`: 32 tokens off an untrained GPT-2 of three layers.
 `lamp`: sentences of CoLA and their class, off an untrained BERT and GPT-2, by TAG and LAMP with the
 same number of steps; where everything is heard, where no embedding is (they are frozen), and under
-noise. The text is in shared/data beside the repository. What stands in for a start that nobody
-improved is the control: tokens read out of random embeddings.
+noise. `dager`: one, two and four sentences of CoLA, 16 tokens each, of which 15 % are masked, off
+a BERT of two layers and width 128, untrained and trained. The text is in shared/data beside the
+repository. What stands in for a start that nobody improved is the control: tokens read out of
+random embeddings.
 
     python -m benchmarks.text_attacks dlg --output benchmarks/results/text_dlg.json
     python -m benchmarks.text_attacks dlg --markdown benchmarks/results/text_dlg.json
@@ -15,6 +17,7 @@ improved is the control: tokens read out of random embeddings.
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.metrics.text import rouge, token_accuracy
 from attacks.observation import Kind, Knowledge, Observation
+from attacks.text.dager import DAGER
 from attacks.text.dlg_text import DLGText
 from attacks.text.embedding_matching import EmbeddingMatching
 from attacks.text.lamp import LAMP
@@ -135,6 +140,41 @@ def masked_trial(number: int, seed: int, *, scale: float = 1.0) -> Trial:
     return overhear(model, inputs[one], labels[one], text[one], known)
 
 
+@cache
+def _long() -> Tensor:
+    """CoLA's sentences of 16 tokens or more, cut to that, (N, 16)."""
+    pieces = vocabulary().encode([text for text, _ in cola()])
+    tokens = vocabulary().tokens("masked")
+    return torch.tensor([[tokens.start, *p[:14], tokens.end] for p in pieces if len(p) >= 14])
+
+
+@cache
+def _encoder(seed: int, steps: int) -> nn.Module:
+    """BERT, after so many steps of AdamW on all sentences but the first 100."""
+    tokens = vocabulary().tokens("masked")
+    model = bert((16,), tokens.vocabulary_size, rng=stream(seed, "model"), tokens=tokens)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rng = stream(seed, "training")
+    for _ in range(steps):
+        some = 100 + torch.randint(len(_long()) - 100, (16,), generator=rng)
+        inputs, labels = masked(_long()[some], tokens, 0.15)
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model
+
+
+def batch_trial(number: int, seed: int, *, steps: int) -> Trial:
+    """DAGER's setting: `number` sentences off one gradient of an encoder."""
+    tokens = vocabulary().tokens("masked")
+    text = _long()[10 * seed : 10 * seed + number]
+    inputs, labels = masked(text, tokens, 0.15)
+    model = _encoder(seed, steps)
+    known = knowledge(model, "masked", tokens.vocabulary_size)
+    known = replace(known, input_shape=(16,), batch_size=number)
+    return overhear(model, inputs, labels, text, known)
+
+
 def causal_trial(seed: int) -> Trial:
     """TAG's setting: the first 32 tokens of a long paragraph."""
     tokens = vocabulary().tokens("causal")
@@ -231,6 +271,32 @@ def _words(tokens: Tensor) -> str:
     return " ".join(vocabulary().words[token] for token in tokens.tolist())
 
 
+def assembled(trial: Trial, seed: int) -> dict[str, Any]:
+    """Return what DAGER got of a batch, as `attacked` does, and seconds of the processor."""
+    assert trial.known.tokens is not None
+    special = trial.known.tokens.special
+    start = time.process_time()
+    found = DAGER()(trial.seen, trial.known, rng=stream(seed, "attack"))
+    seconds = time.process_time() - start
+    assert found.inputs is not None
+    assert found.certified is not None
+    table = torch.stack(
+        [token_accuracy(found.inputs, one[None], special=special) for one in trial.text], dim=1
+    )
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    guess, text = found.inputs[rows], trial.text[columns]
+    similar = rouge(guess, text, special=special)
+    return {
+        "accuracy": float(table[rows, columns].sum()) / len(trial.text),
+        "rouge1": float(similar.one.sum()) / len(trial.text),
+        "rouge2": float(similar.two.sum()) / len(trial.text),
+        "proved": bool(found.certified.all()),
+        "steps": int(found.notes["tokens in span"]),
+        "seconds": seconds,
+        "start": {"accuracy": 0.0},
+    }
+
+
 Rows = Iterable[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]
 
 
@@ -277,7 +343,7 @@ def lamp(seeds: int) -> Rows:
 
     settings = [
         ("BERT, all heard", False, True, 0.0, seeds, (50, 400)),
-        ("BERT, no embeddings heard", False, False, 0.0, seeds, (50, 400)),
+        ("BERT, no embeddings heard", False, False, 0.0, seeds, (50, 100, 200, 400)),
         ("GPT-2, no embeddings heard", True, False, 0.0, seeds, (100,)),
         ("GPT-2, no embeddings heard, noise 0.003", True, False, 3e-3, min(seeds, 8), (200,)),
     ]
@@ -293,11 +359,24 @@ def lamp(seeds: int) -> Rows:
                 yield f"{title} | {steps} | {name}", of
 
 
-TABLES = {"dlg": dlg, "tag": tag, "lamp": lamp}
+def dager(seeds: int) -> Rows:
+    """Sizes of batches, before and after training."""
+
+    def runs(number: int, steps: int) -> Iterable[dict[str, Any]]:
+        for seed in range(seeds):
+            yield assembled(batch_trial(number, seed, steps=steps), seed)
+
+    for steps in (0, 300):
+        for number in (1, 2, 4):
+            yield f"{number} | {steps}", partial(runs, number, steps)
+
+
+TABLES = {"dlg": dlg, "tag": tag, "lamp": lamp, "dager": dager}
 COLUMNS = {
     "dlg": "weights | start",
     "tag": "step size | read out of",
     "lamp": "heard | most steps | attack",
+    "dager": "sentences | steps of training",
 }
 
 
@@ -328,6 +407,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     columns = (
         "texts | token accuracy | worst | at the start | ROUGE-1 | ROUGE-2 | proved | steps | s"
     )
+    if results["table"] == "dager":
+        columns = columns.replace("steps | s", "tokens in span | s of the processor")
     head = f"| {COLUMNS[results['table']]} | {columns} |"
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     lines += [_row(title, runs) for title, runs in results["found"].items()]

@@ -1,11 +1,13 @@
 """The ClientApp: unpacks a message, lets pure functions do the work, packs the reply."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from attacks.observation import Tensors
 from clients.checking import build_checks, inspect
 from clients.checks.alarm import Alarm, Check
 from clients.defending import defend
@@ -19,6 +21,7 @@ from clients.participant import Participant, participant
 from clients.peer import Peer
 from clients.sealing import seal
 from clients.secure_aggregation import SecureClient, dropped
+from clients.together import Ready
 from fedsim import peer_wire, sealed_wire
 from fedsim.config import ClientsConfig, Experiment
 from fedsim.defenses import (
@@ -27,7 +30,6 @@ from fedsim.defenses import (
     UpdateDefense,
     build_chain,
     private_clients,
-    with_penalties,
 )
 from fedsim.ledger import participations
 from fedsim.peers import federation
@@ -46,9 +48,9 @@ from fedsim.wire import (
     REFUSED,
     ROUND,
     TRAIN_LOSS,
-    load_state,
+    arrays_in,
+    config_in,
     read_run_directory,
-    read_weights,
     shared_parameters,
     to_packed_record,
     to_record,
@@ -72,8 +74,8 @@ def identify(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Compute one local update, seal the private batch, and send the update."""
     me = participant(str(context.run_config[EXPERIMENT]), _number(context))
-    load_state(me.model, read_weights(message.content.array_records[ARRAYS], me.model))
-    config = message.content.config_records[CONFIG]
+    me.workplace.load(arrays_in(message.content))
+    config = config_in(message.content)
     server_round = _integer(config[ROUND])
     run = read_run_directory(context.run_config, config)
     chain = chain_for(me)
@@ -85,10 +87,13 @@ def train(message: Message, context: Context) -> Message:
     alarms = inspect(me, checks_of(me.experiment), server_round, run)
     if alarms and me.experiment.clients.on_alarm == "refuse":
         return Message(Error(REFUSED, _refusal(alarms)), reply_to=message)
-    before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
+    links = any(isinstance(defense, UpdateDefense) for defense in chain.values())
+    before: Tensors = {}
+    if links:
+        before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
     update = local_update(
         me.model,
-        with_penalties(me.task.loss, me.model),
+        me.workplace.loss,
         me.inputs,
         me.labels,
         me.experiment.training,
@@ -96,32 +101,43 @@ def train(message: Message, context: Context) -> Message:
         server_round=server_round,
         client=me.number,
         proximal_mu=float(str(config.get(PROXIMAL_MU, 0.0))),
-        defense=next((one for one in chain.values() if isinstance(one, TrainingDefense)), None),
+        defense=_gradient_source(me, chain, server_round),
     )
     scope = me.experiment.adversary
     heard = scope.listens_in(server_round) if secure else scope.hears(server_round, me.number)
     if run is not None and heard:  # a sum that is heard has every client's data behind it
         seal(run, me, server_round, update)
-    update = defend(
-        me,
-        update,
-        chain,
-        before=before,
-        server_round=server_round,
-        memory=Memory(me.name, run, context.state),
-    )
+    if links:
+        update = defend(
+            me,
+            update,
+            chain,
+            before=before,
+            server_round=server_round,
+            memory=Memory(me.name, run, context.state),
+        )
     if secure is not None:
         masked = secure.mask(message.content, update, tells_loss=not private_clients(chain))
         return Message(masked, reply_to=message)
     metrics = MetricRecord({NUM_EXAMPLES: update.num_examples})
     if not private_clients(chain):
         metrics[TRAIN_LOSS] = update.train_loss
-    packed = any(isinstance(defense, UpdateDefense) for defense in chain.values())
-    to_wire = to_packed_record if packed else to_record
-    content = RecordDict({ARRAYS: to_wire(update.tensors), METRICS: metrics})
+    tensors = update.tensors
+    packed = to_packed_record(tensors) if links else to_record(tensors, final=True)
+    content = RecordDict({ARRAYS: packed, METRICS: metrics})
     if update.buffers:
-        content[BUFFERS] = to_record(update.buffers)
+        content[BUFFERS] = to_record(update.buffers, final=True)
     return Message(content, reply_to=message)
+
+
+def _gradient_source(
+    me: Participant, chain: Mapping[str, Defense], server_round: int
+) -> TrainingDefense | None:
+    """Return what computes gradients in place of plain differentiation, if anything does."""
+    ready = me.workplace.ready.pop((server_round, me.number), None)
+    if ready is not None:
+        return Ready(ready)
+    return next((one for one in chain.values() if isinstance(one, TrainingDefense)), None)
 
 
 @app.query(sealed_wire.TELL_KEY)
@@ -157,7 +173,7 @@ def adopt_model(message: Message, context: Context) -> Message:
 def _peer(message: Message, context: Context) -> Peer:
     text = str(context.run_config[EXPERIMENT])
     me = participant(text, _number(context))
-    run = read_run_directory(context.run_config, message.content.config_records[CONFIG])
+    run = read_run_directory(context.run_config, config_in(message.content))
     return Peer(me=me, federation=federation(text), chain=chain_for(me), run=run, context=context)
 
 
@@ -197,7 +213,7 @@ def _secure_reply(message: Message, context: Context, stage: Stage) -> Message:
 def evaluate_locally(message: Message, context: Context) -> Message:
     """Evaluate the weights received on this client's own data."""
     me = participant(str(context.run_config[EXPERIMENT]), _number(context))
-    load_state(me.model, read_weights(message.content.array_records[ARRAYS], me.model))
+    me.workplace.load(arrays_in(message.content))
     accuracy, loss = evaluate(me.model, me.inputs, me.labels)
     metrics = MetricRecord({NUM_EXAMPLES: len(me.inputs), "accuracy": accuracy, "loss": loss})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)

@@ -4,7 +4,7 @@ Every random choice comes from a stream named by round and client, so that a cli
 memory, and every engine and every resumed run draws the same batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class LocalUpdate:
     train_loss: float
 
 
-Differentiate = Callable[[int, Tensor], tuple[dict[str, Tensor], float]]
+Differentiate = Callable[[int, Tensor], tuple[dict[str, Tensor], Tensor | float]]
 """(step, indices of its batch) -> gradient of trained parameters by name, and mean loss."""
 
 
@@ -93,16 +93,16 @@ def local_update(
     """
     where = ("round", server_round, "client", client)
     plan = list(batches(len(inputs), training, seed=seed, server_round=server_round, client=client))
-    num_examples = len(_distinct(plan))
-    if isinstance(defense, Sampling):
+    num_examples = _num_distinct(plan, training)
+    if defense is not None and isinstance(defense, Sampling):
         for step in range(len(plan)):
             rng = stream(seed, *where, "draw", step)
             drawn = defense.draw(len(inputs), training.batch_size, rng)
             plan[step] = plan[step] if drawn is None else drawn
 
-    def differentiate(step: int, batch: Tensor) -> tuple[dict[str, Tensor], float]:
+    def differentiate(step: int, batch: Tensor) -> tuple[dict[str, Tensor], Tensor | float]:
         if defense is None:
-            return gradient_of_batch(model, loss, inputs[batch], labels[batch])
+            return gradient_of_batch(model, trained, loss, inputs[batch], labels[batch])
         return defense.gradient(
             model,
             loss,
@@ -113,20 +113,20 @@ def local_update(
         )
 
     model.train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with global_generators(derive(seed, *where, "dropout"), inputs.device):
         if training.algorithm == "fedsgd":
             return _gradient(model, differentiate, plan[0], num_examples)
-        return _local_sgd(model, differentiate, training, plan, num_examples, proximal_mu)
+        return _local_sgd(model, trained, differentiate, training, plan, num_examples, proximal_mu)
 
 
 def gradient_of_batch(
-    model: nn.Module, loss: Loss, inputs: Tensor, labels: Tensor
-) -> tuple[dict[str, Tensor], float]:
+    model: nn.Module, trained: Mapping[str, Tensor], loss: Loss, inputs: Tensor, labels: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return the gradient of the mean loss by trained parameter, and that loss."""
     value = loss(model(inputs), labels)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-    return dict(zip(trained, found, strict=True)), float(value.detach())
+    return dict(zip(trained, found, strict=True)), value.detach()
 
 
 def _gradient(
@@ -141,43 +141,56 @@ def _gradient(
         buffers={name: tensor.clone() for name, tensor in shared_buffers(model).items()},
         used=used,
         num_examples=num_examples,
-        train_loss=loss,
+        train_loss=float(loss),
     )
 
 
 def _local_sgd(
     model: nn.Module,
+    trained: Mapping[str, Tensor],
     differentiate: Differentiate,
     training: TrainingConfig,
     plan: list[Tensor],
     num_examples: int,
     proximal_mu: float,
 ) -> LocalUpdate:
-    before = {name: tensor.clone() for name, tensor in shared_state(model).items()}
-    named = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=training.learning_rate, momentum=training.momentum
-    )
-    losses, counts = [], []
+    received: dict[str, Tensor] = {}
+    if proximal_mu or training.update_kind == "delta":
+        received = {name: tensor.clone() for name, tensor in shared_state(model).items()}
+    weights = {name: parameter.detach() for name, parameter in trained.items()}
+    velocity: dict[str, Tensor] = {}
+    losses: list[Tensor | float] = []
     for step, batch in enumerate(plan):
         gradients, loss = differentiate(step, batch)
         losses.append(loss)
-        counts.append(len(batch))
         for name, gradient in gradients.items():
             if proximal_mu:
-                gradient = gradient + proximal_mu * (named[name].detach() - before[name])
-            named[name].grad = gradient
-        optimizer.step()
+                gradient = gradient + proximal_mu * (weights[name] - received[name])
+            if training.momentum:  # PyTorch's: the first gradient is the first velocity
+                if step:
+                    gradient = velocity[name].mul_(training.momentum).add_(gradient)
+                else:
+                    gradient = gradient.clone()
+                velocity[name] = gradient
+            weights[name].add_(gradient, alpha=-training.learning_rate)
     after = {name: tensor.clone() for name, tensor in shared_state(model).items()}
     if training.update_kind == "delta":
-        after = {name: tensor - before[name] for name, tensor in after.items()}
+        after = {name: tensor - received[name] for name, tensor in after.items()}
+    weighted = sum(float(loss) * len(batch) for loss, batch in zip(losses, plan, strict=True))
     return LocalUpdate(
         tensors=after,
         buffers={},
         used=_distinct(plan),
         num_examples=num_examples,
-        train_loss=sum(a * b for a, b in zip(losses, counts, strict=True)) / max(1, sum(counts)),
+        train_loss=weighted / max(1, sum(len(batch) for batch in plan)),
     )
+
+
+def _num_distinct(plan: list[Tensor], training: TrainingConfig) -> int:
+    """Return how many different examples there are in batches; an epoch has none twice."""
+    if training.algorithm == "fedsgd" or training.local_epochs == 1:
+        return sum(len(batch) for batch in plan)
+    return len(_distinct(plan))
 
 
 def _distinct(plan: list[Tensor]) -> Tensor:

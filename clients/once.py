@@ -22,7 +22,9 @@ def once(message: Message, context: Context, call_next: App) -> Message:
     ticket = ticket_of(message.metadata.group_id)
     if ticket is None:  # of a server that does not number what it asks
         return call_next(message, context)
-    last = context.state.config_records.get(ANSWERED, ConfigRecord())
+    last = context.state.get(ANSWERED)
+    if not isinstance(last, ConfigRecord):
+        last = ConfigRecord()
     newest = last.get(_NUMBER)
     if last.get(_SENDER) == ticket.sender and isinstance(newest, int) and ticket.number <= newest:
         again = "once more" if ticket.number == newest else "after a newer one"

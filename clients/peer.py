@@ -18,7 +18,7 @@ from clients.memory import Memory
 from clients.neighbour import note_own_training
 from clients.participant import Participant
 from clients.sealing import seal
-from fedsim.defenses import Defense, TrainingDefense, private_clients, with_penalties
+from fedsim.defenses import Defense, TrainingDefense, private_clients
 from fedsim.peer_wire import (
     ABSENT,
     HOP,
@@ -187,7 +187,7 @@ class Peer:
         before = {name: tensor.clone() for name, tensor in shared_parameters(me.model).items()}
         update = local_update(
             me.model,
-            with_penalties(me.task.loss, me.model),
+            me.workplace.loss,
             me.inputs,
             me.labels,
             me.experiment.training,

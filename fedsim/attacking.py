@@ -48,7 +48,9 @@ class AttackWorker:
     def __init__(self, root: str) -> None:
         torch.set_num_threads(1)
         self.run = RunDirectory.open(Path(root))
-        self.experiment: Experiment = parse_experiment(self.run.config.read_text())
+        self.experiment: Experiment = parse_experiment(
+            self.run.config_text(), where=str(self.run.config)
+        )
         self.configs = {config.title: config for config in self.experiment.attacks}
         self.attacks = {title: build_attack(config) for title, config in self.configs.items()}
         self.known = read_knowledge(self.run)
@@ -146,18 +148,26 @@ class _Victim:
     rng: torch.Generator
 
 
+SEALED = ("truth", "memory", "scores.jsonl", "summary.json", "report.html", "pictures")
+"""Of a run, what holds private data, or says how close a guess came."""
+SEALED_WRITERS = ("tensorboard", "mlflow")
+"""The same, as writers keep it: they hold pictures of originals, too."""
+
+
 def seal_off(root: Path) -> None:
-    """Make every attempt of this process to open a file below `truth/` or `memory/` an error.
+    """Make every attempt of this process to open what is sealed of a run an error.
 
     Files that compiled code opens by itself are out of reach: this guards against mistakes, not
     against an attack written to cheat.
     """
-    sealed = tuple(os.path.realpath(root / part) + os.sep for part in ("truth", "memory"))
+    parts = (*SEALED, *SEALED_WRITERS)
+    sealed = tuple(os.path.realpath(root / part) + os.sep for part in parts)
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
             return
-        if os.path.realpath(os.fsdecode(arguments[0])).startswith(sealed):
+        # the file itself, or one below it
+        if (os.path.realpath(os.fsdecode(arguments[0])) + os.sep).startswith(sealed):
             raise PermissionError("the truth is sealed: attack workers may not open it")
 
     sys.addaudithook(refuse)

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 
+CLIENTS_TOGETHER = "clients.together:prepare"
 CLIENT_APP = "clients.app:app"
 SERVER_APP = "server.app:app"
 PARTICIPANT = "clients.participant:participant"

@@ -174,6 +174,9 @@ class EngineConfig(Section):
     """Ray cluster: `local` starts one, `auto` or `HOST:PORT` joins one."""
     client_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Share of a GPU that each client worker holds (ray, flwr)."""
+    vectorise: Literal["never", "auto"] = "never"
+    """auto: gradients of a round of FedSGD are computed for all clients in one pass where a probe
+    finds that faster; they differ from those of other engines in the last bits (in-process)."""
     device: str = "cpu"
     """Where clients train: cpu, cuda, cuda:1, ..."""
     attack_workers: Annotated[int, Field(ge=1)] = 1
@@ -218,8 +221,9 @@ class AdversaryConfig(Section):
     told_defense: Literal["settings", "names"] = "settings"
     """What an adversary with `defense` is told of it: names and settings, or names alone; it then
     estimates the settings."""
-    public_sample: Annotated[int, Field(ge=1)] = 100
-    """Examples of the test split that baselines, and an adversary with `public-sample`, have."""
+    public_sample: Annotated[int, Field(ge=1)] | None = None
+    """Examples of the test split that baselines, and an adversary with `public-sample`, have; 100
+    unless set, or all where there are fewer."""
 
     def listens_in(self, server_round: int) -> bool:
         """Whether anything of this round is kept."""
@@ -435,7 +439,7 @@ def parse_experiment(
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers too long, nesting too deep
         raise ConfigError(f"{where}: not valid TOML: {error}") from error
     for one in overrides:
         override(values, one)

@@ -147,7 +147,7 @@ def resume(path: Path, *, watch: Watch | None = None) -> RunResult:
         RunFailed: It ended early again.
     """
     directory = RunDirectory.open(path)
-    plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
+    plan = check(parse_experiment(directory.config_text(), where=str(directory.config)))
     with _alone(directory, "going on with it"):
         with _recording(directory):
             directory.repair()
@@ -172,7 +172,7 @@ def forget_after_checkpoint(directory: RunDirectory) -> None:
 def attack_again(path: Path, *, watch: Watch | None = None, again: bool = False) -> RunResult:
     """Attack what a run recorded, score and report; `again` repeats attacks already made."""
     directory = RunDirectory.open(path)
-    plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
+    plan = check(parse_experiment(directory.config_text(), where=str(directory.config)))
     if not plan.experiment.attacks:
         raise ConfigError(f"run '{directory.name}' names no attack in its config.toml")
     if not directory.observation_records() and not any(directory.views.glob("*.json")):
@@ -188,7 +188,7 @@ def attack_again(path: Path, *, watch: Watch | None = None, again: bool = False)
 def score_again(path: Path) -> RunResult:
     """Score every reconstruction of a run anew, from the sealed truth."""
     directory = RunDirectory.open(path)
-    plan = check(parse_experiment(directory.config.read_text(), where=str(directory.config)))
+    plan = check(parse_experiment(directory.config_text(), where=str(directory.config)))
     with _alone(directory, "scoring it"), _recording(directory):
         score(directory, **_scoring(plan))
         before = read_json(directory.summary) if directory.summary.is_file() else {}

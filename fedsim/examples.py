@@ -1,12 +1,13 @@
 """Private examples and guesses as people read them: `data.json` says what the numbers mean."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from attacks.tabular.columns import Column, Columns
 from attacks.text.tokens import Tokens
-from fedsim.data.vocabulary import written
+from fedsim.data.vocabulary import BLANK, written
 from fedsim.files import Record, read_json, reading, replace_json
 from fedsim.records import RunDirectory
 from fedsim.schemas.data import ColumnRecord, DataRecord, TokensRecord
@@ -31,6 +32,11 @@ class Reader:
     words: tuple[str, ...] = ()
     tokens: Tokens | None = None
     columns: Columns | None = None
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether the vocabulary writes bytes as letters, as GPT-2's does."""
+        return any(word.startswith(BLANK) for word in self.words)
 
     def pieces(self, tokens: Tensor) -> list[str]:
         """Return the tokens (T,) of a text, without pads, as the vocabulary writes them."""

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def replace_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.unlink(missing_ok=True)  # one left behind; or a link, which is not written through
         if private:
-            part.unlink(missing_ok=True)  # its mode counts for a file that is made alone
             part.touch(mode=0o600, exist_ok=False)
         part.write_bytes(content)
         part.replace(path)
@@ -93,6 +94,33 @@ def _object(text: bytes, where: str) -> Record:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON")
+
+
+def read_document(path: Path) -> str:
+    """Read a document of text, such as TOML.
+
+    Raises:
+        Damaged: It is no text, too large, or the file is a link to another.
+        OSError: It cannot be read.
+    """
+    check_plain(path, LARGEST_DOCUMENT)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"{path}: not a text: {error}") from error
+
+
+def read_toml(path: Path) -> Record:
+    """Read a document of TOML.
+
+    Raises:
+        Damaged: It is none, too large, or the file is a link to another.
+        OSError: It cannot be read.
+    """
+    try:
+        return tomllib.loads(read_document(path))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: not valid TOML: {error}") from error
 
 
 def check_plain(path: Path, largest: int) -> None:
@@ -180,10 +208,23 @@ def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:
 
 
 def append_line(path: Path, record: Record) -> None:
-    """Add one JSON line in a single write; half a line, on a full disk, is taken back."""
+    """Add one JSON line in a single write; half a line, on a full disk, is taken back.
+
+    Raises:
+        Damaged: The log is a link to another file, a pipe or the like.
+        OSError: It cannot be written.
+    """
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads
+            raise Damaged(f"{path}: not a plain file; a run directory holds no links") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Damaged(f"{path}: not a plain file; a run directory holds no links")
         written = os.write(descriptor, line)
         if written < len(line):
             os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)

@@ -41,9 +41,9 @@ def decode(array: Array) -> Plain:
     shape = tuple(array.shape)
     if len(shape) > _MOST_AXES or not all(type(one) is int and one >= 0 for one in shape):
         raise ValueError(f"{str(shape)[:80]} is no shape")
-    header = _header(array.dtype, shape)
-    if array.data.startswith(header):
-        order, start = "C", len(header)
+    expected = header(array.dtype, shape)
+    if array.data.startswith(expected):
+        order, start = "C", len(expected)
     else:  # made by another version, or with axes the other way round
         order, start = _parse(array.data, np.dtype(array.dtype), shape)
     size = np.dtype(array.dtype).itemsize
@@ -56,7 +56,7 @@ def decode(array: Array) -> Plain:
 
 
 @lru_cache(maxsize=4096)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return the header of a contiguous array of this form in numpy's own file format."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -101,7 +101,8 @@ class _Worker:
             progress.SHOWN_AS: self.shown,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fedsim.attacking", str(run.root.resolve())],
+            # -P: where we are, which may be a run of somebody else, is no place for code
+            [sys.executable, "-P", "-m", "fedsim.attacking", str(run.root.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

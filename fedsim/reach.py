@@ -3,7 +3,6 @@
 All of it is read from the records of a run, so that pages of old runs run no code of anybody's.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 import networkx as nx
 
-from fedsim.files import Record, read_json
+from fedsim.files import Record, read_json, reading
 from fedsim.records import RunDirectory
 from fedsim.topologies.graph import PeerGraph
 from fedsim.topologies.lattices import sides
@@ -177,12 +176,13 @@ def updates_wanted(run: RunDirectory) -> list[tuple[int, int]]:
 
 def _scope(run: RunDirectory) -> tuple[frozenset[int] | None, frozenset[int] | None]:
     """Return the rounds in which the adversary listens and whom it is after; None for all."""
-    scope = tomllib.loads(run.config.read_text()).get("adversary", {})
-    listens, wanted = scope.get("rounds", "all"), scope.get("victims", "all")
-    return (
-        None if listens == "all" else frozenset(listens),
-        None if wanted == "all" else frozenset(wanted),
-    )
+    with reading(run.config):
+        scope = run.read_config().get("adversary", {})
+        listens, wanted = scope.get("rounds", "all"), scope.get("victims", "all")
+        return (
+            None if listens == "all" else frozenset(listens),
+            None if wanted == "all" else frozenset(wanted),
+        )
 
 
 def number_of(client: str) -> int:

@@ -6,12 +6,14 @@ leaves a directory that can be read, scored, reported and resumed. The layout is
 `docs/run-directory.md`; `FORMAT` is its version.
 """
 
+import contextlib
 import functools
 import glob
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,9 +30,11 @@ from fedsim.files import (
     file_in,
     finite,
     parse_lines,
+    read_document,
     read_json,
     read_lines,
     read_tensors,
+    read_toml,
     reading,
     replace_bytes,
     replace_json,
@@ -41,6 +45,9 @@ from fedsim.reconstruction_files import read_reconstruction, write_reconstructio
 
 FORMAT = 1
 """Version of the layout; a reader refuses a newer one."""
+
+OLD_PART_S = 60.0
+"""Seconds after which nobody writes to a partial file any more."""
 
 EVERYBODY = "all"
 """The sender of a mean over clients."""
@@ -163,6 +170,22 @@ class RunDirectory:
         """What clients' defenses remember from round to round; nobody else may look."""
         return self.root / "memory"
 
+    def config_text(self) -> str:
+        """Return the resolved experiment as it was written.
+
+        Raises:
+            Damaged: It is no text, too large, or a link to another file.
+        """
+        return read_document(self.config)
+
+    def read_config(self) -> Record:
+        """Return the resolved experiment, unchecked: as the file has it.
+
+        Raises:
+            Damaged: It is no TOML, too large, or a link to another file.
+        """
+        return read_toml(self.config)
+
     # logs
 
     def append_round(self, record: Record) -> None:
@@ -219,13 +242,18 @@ class RunDirectory:
         replace_bytes(self.root / f"{name}.jsonl", text.encode())
 
     def repair(self) -> None:
-        """Cut off what a kill left half written at the end of a log, and forget partial files."""
+        """Cut off what a kill left half written at the end of a log, and forget partial files.
+
+        A tap, or attackers elsewhere, may be writing beside us: young partial files may be theirs.
+        """
         for name in ("rounds", "scores", "events"):
             path = self.root / f"{name}.jsonl"
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 self.rewrite_log(name, self._log(name))
         for part in self.root.rglob(".*.part"):
-            part.unlink()
+            with contextlib.suppress(FileNotFoundError):  # it has just become whole
+                if time.time() - part.lstat().st_mtime > OLD_PART_S:
+                    part.unlink()
 
     def forget_reconstructions(self) -> None:
         """Remove every reconstruction and score, so that the attacks run anew."""

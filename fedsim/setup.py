@@ -1,10 +1,13 @@
 """From an experiment to the things it names: the task, the shares of the clients, the draws."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.partition import partition
+from fedsim.data.partition import Parts, partition
 from fedsim.errors import ConfigError
 from fedsim.named_attacks import active_attack
 from fedsim.seeds import stream
@@ -30,7 +33,33 @@ def task_of(experiment: Experiment) -> Task:
     )
 
 
-def shares_of(experiment: Experiment, task: Task) -> list[Tensor]:
+class Shares(Sequence[Tensor]):
+    """Each client's indices into the training split, int64; a view, made when it is asked for.
+
+    Args:
+        parts: The partition.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._indices = torch.from_numpy(parts.indices)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Tensor]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        start = int(self.parts.ends[place - 1]) if place else 0
+        return self._indices[start : int(self.parts.ends[place])]
+
+
+def shares_of(experiment: Experiment, task: Task) -> Shares:
     """Return each client's indices into the training split, int64.
 
     Raises:
@@ -44,34 +73,38 @@ def shares_of(experiment: Experiment, task: Task) -> list[Tensor]:
                 f"and data '{task.data.name}' predicts tokens; set it to 'iid'"
             )
         labels = torch.zeros(len(labels), dtype=torch.int64)
-    shares = [
-        torch.as_tensor(share, dtype=torch.int64)
-        for share in partition(
-            labels,
-            name=experiment.partition.name,
-            num_clients=experiment.partition.clients,
-            seed=experiment.seed,
-            options=experiment.partition.options,
-        )
-    ]
-    smallest = min(range(len(shares)), key=lambda client: len(shares[client]))
-    if experiment.training.batch_size > len(shares[smallest]):
+    parts = partition(
+        labels,
+        name=experiment.partition.name,
+        num_clients=experiment.partition.clients,
+        seed=experiment.seed,
+        options=experiment.partition.options,
+    )
+    smallest = int(parts.sizes.argmin())
+    if experiment.training.batch_size > parts.sizes[smallest]:
         raise ConfigError(
-            f"training.batch_size must be at most {len(shares[smallest])}, the number of examples "
+            f"training.batch_size must be at most {parts.sizes[smallest]}, the number of examples "
             f"of client {smallest}, got {experiment.training.batch_size}; use a smaller batch, "
             "fewer clients (partition.clients) or another partition"
         )
-    return shares
+    return Shares(parts)
 
 
-def most_distinct(experiment: Experiment, shares: list[Tensor]) -> int:
+def sizes_of(shares: Sequence[Tensor]) -> list[int]:
+    """Return how many examples each client has."""
+    if isinstance(shares, Shares):
+        return [int(size) for size in shares.parts.sizes]
+    return [len(share) for share in shares]
+
+
+def most_distinct(experiment: Experiment, shares: Sequence[Tensor]) -> int:
     """Return the largest number of different examples that any client uses in a round."""
-    return max(experiment.training.num_distinct(len(share)) for share in shares)
+    return max(experiment.training.num_distinct(size) for size in set(sizes_of(shares)))
 
 
-def most_local_steps(experiment: Experiment, shares: list[Tensor]) -> int:
+def most_local_steps(experiment: Experiment, shares: Sequence[Tensor]) -> int:
     """Return the largest number of optimizer steps that any client takes in a round."""
-    return max(experiment.training.num_local_steps(len(share)) for share in shares)
+    return max(experiment.training.num_local_steps(size) for size in set(sizes_of(shares)))
 
 
 def draw_clients(experiment: Experiment, server_round: int) -> list[int]:

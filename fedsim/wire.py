@@ -5,6 +5,7 @@ stock aggregation dies of one bad reply and swallows NaN.
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict, UserConfig
 from torch import Tensor, nn
 
 from attacks.observation import Tensors
 from attacks.words import some_of
 from fedsim.config import Experiment, read_experiment
 from fedsim.errors import FedsimError
+from fedsim.held_arrays import HeldArray, held_by, size_of
 from fedsim.packing import pack, unpack
 from fedsim.plain_arrays import decode
 from fedsim.records import RunDirectory
@@ -111,12 +113,15 @@ def shared_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return the running statistics: floating buffers that are part of the model's state."""
-    saved = model.state_dict()
-    return {
+    buffers = {
         name: tensor.detach()
         for name, tensor in model.named_buffers()
-        if name in saved and tensor.is_floating_point()
+        if tensor.is_floating_point()
     }
+    if not buffers:
+        return buffers
+    saved = model.state_dict()
+    return {name: tensor for name, tensor in buffers.items() if name in saved}
 
 
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
@@ -127,20 +132,57 @@ def shared_state(model: nn.Module) -> dict[str, Tensor]:
 def read_weights(record: ArrayRecord, model: nn.Module) -> dict[str, Tensor]:
     """Check and unpack weights that a client was sent: all that is shared of `model`, and no more.
 
+    The tensors may share memory with the record, and must not be changed.
+
     Raises:
         BadReply: Something is missing, too much, of the wrong form, or not a finite number.
     """
-    return _tensors(record, shared_state(model), "what was received")
+    return _tensors(record, shared_state(model), "what was received", shared=True)
 
 
 def load_state(model: nn.Module, state: Tensors) -> None:
-    """Put shared state into `model`; counters that are not shared keep their value."""
-    model.load_state_dict(dict(state), strict=False)
+    """Put state into `model`, in place; what `state` does not name keeps its value.
+
+    Raises:
+        ValueError: A tensor has another shape than that of the model.
+    """
+    own: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    put_into(own, state)
 
 
-def to_record(tensors: Tensors) -> ArrayRecord:
-    """Pack named tensors."""
-    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in tensors.items()})
+def put_into(own: Tensors, state: Tensors) -> None:
+    """Copy the values of `state` into those tensors of `own` that have the same names.
+
+    Raises:
+        ValueError: A tensor has another shape.
+    """
+    for name, tensor in state.items():
+        if name not in own:
+            continue
+        if own[name].shape != tensor.shape:
+            raise ValueError(
+                f"'{name}' must have shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
+            )
+        own[name].detach().copy_(tensor)
+
+
+def to_record(tensors: Tensors, *, final: bool = False) -> ArrayRecord:
+    """Pack named tensors; their bytes are made when somebody asks for them.
+
+    Args:
+        tensors: By name.
+        final: Whether nobody changes them any more; others are copied.
+    """
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if not final and plain.data_ptr() == tensor.data_ptr():
+            plain = plain.clone()
+        record[name] = HeldArray.of(plain.numpy())
+    return record
 
 
 def to_packed_record(tensors: Tensors) -> ArrayRecord:
@@ -159,17 +201,27 @@ def _pack(tensor: Tensor) -> Array:
     return Array("float32", tuple(plain.shape), PACKED, data)
 
 
-def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Unpack named tensors; each owns its memory.
+def to_tensors(record: ArrayRecord, *, shared: bool = False) -> dict[str, Tensor]:
+    """Unpack named tensors.
+
+    Args:
+        record: Them, packed.
+        shared: Whether they may share memory with the record, and must not be changed; otherwise
+            each owns its memory.
 
     Raises:
         ValueError: An array is of another form, or its bytes are not what it says that it is.
     """
-    return {name: _decode(array) for name, array in record.items()}
+    return {name: _decode(array, shared=shared) for name, array in record.items()}
 
 
-def _decode(array: Array) -> Tensor:
-    return torch.from_numpy(decode(array).copy())
+def _decode(array: Array, *, shared: bool = False) -> Tensor:
+    held = held_by(array)
+    if held is None:
+        return torch.from_numpy(decode(array).copy())
+    if shared and held.flags.writeable:  # PyTorch has no tensors that refuse to be changed
+        return torch.from_numpy(held)
+    return torch.from_numpy(held.copy())
 
 
 def _unpack(array: Array, template: Tensor) -> Tensor:
@@ -189,10 +241,37 @@ def _unpack(array: Array, template: Tensor) -> Tensor:
     return torch.from_numpy(words.view(np.float32).reshape(template.shape))
 
 
+def arrays_in(content: RecordDict, name: str = ARRAYS) -> ArrayRecord:
+    """Return the arrays of that name in a message; Flower's own way makes all records anew.
+
+    Raises:
+        KeyError: There are none.
+    """
+    record = content[name]
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(name)
+    return record
+
+
+def config_in(content: RecordDict, name: str = CONFIG) -> ConfigRecord:
+    """Return the settings of that name in a message.
+
+    Raises:
+        KeyError: There are none.
+    """
+    record = content[name]
+    if not isinstance(record, ConfigRecord):
+        raise KeyError(name)
+    return record
+
+
 def num_bytes(content: RecordDict) -> int:
     """Return the size of all arrays in a message."""
     return sum(
-        len(array.data) for part in content.array_records.values() for array in part.values()
+        size_of(array)
+        for part in content.values()
+        if isinstance(part, ArrayRecord)
+        for array in part.values()
     )
 
 
@@ -202,6 +281,7 @@ def read_update(
     expected: Tensors,
     expected_buffers: Tensors | None = None,
     reports_loss: bool = True,
+    shared: bool = False,
 ) -> Update:
     """Check and unpack one client's reply.
 
@@ -210,18 +290,18 @@ def read_update(
         expected: Tensors of the names, shapes and dtypes that the update must have.
         expected_buffers: The same for running statistics beside a gradient; None if it has none.
         reports_loss: Whether clients say how large their loss was.
+        shared: Whether tensors may share memory with the reply, and must not be changed.
 
     Raises:
         BadReply: Something is missing, too much, of the wrong form, or not a finite number.
     """
     metrics = _metrics(content, (NUM_EXAMPLES, TRAIN_LOSS) if reports_loss else (NUM_EXAMPLES,))
     wanted = {ARRAYS: expected} | ({BUFFERS: expected_buffers} if expected_buffers else {})
-    if set(content.array_records) != set(wanted):
-        raise BadReply(
-            f"array records must be {sorted(wanted)}, got {sorted(content.array_records)}"
-        )
+    records = {name: one for name, one in content.items() if isinstance(one, ArrayRecord)}
+    if set(records) != set(wanted):
+        raise BadReply(f"array records must be {sorted(wanted)}, got {sorted(records)}")
     parts = {
-        name: _tensors(content.array_records[name], template) for name, template in wanted.items()
+        name: _tensors(records[name], template, shared=shared) for name, template in wanted.items()
     }
     return Update(
         tensors=parts[ARRAYS],
@@ -254,11 +334,10 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
 
 
 def _metrics(content: RecordDict, needed: tuple[str, ...]) -> dict[str, float]:
-    if set(content.metric_records) != {METRICS}:
-        raise BadReply(
-            f"metric records must be ['{METRICS}'], got {sorted(content.metric_records)}"
-        )
-    record = content.metric_records[METRICS]
+    records = {name: one for name, one in content.items() if isinstance(one, MetricRecord)}
+    if set(records) != {METRICS}:
+        raise BadReply(f"metric records must be ['{METRICS}'], got {sorted(records)}")
+    record = records[METRICS]
     values: dict[str, float] = {}
     for name in needed:
         value = record.get(name)
@@ -279,34 +358,38 @@ def _short(value: object) -> str:
     return repr(value)[:_LONGEST_VALUE]
 
 
-def _tensors(record: ArrayRecord, expected: Tensors, what: str = "the update") -> dict[str, Tensor]:
+def _tensors(
+    record: ArrayRecord, expected: Tensors, what: str = "the update", *, shared: bool = False
+) -> dict[str, Tensor]:
     if missing := sorted(set(expected) - set(record)):
         raise BadReply(f"{what} lacks {some_of(missing)}")
     if extra := sorted(set(record) - set(expected)):
         raise BadReply(f"{what} has {some_of(extra)}, which the model does not")
     tensors = {}
     for name, template in expected.items():
-        tensors[name] = check_tensor(name, record[name], template)
+        tensors[name] = check_tensor(name, record[name], template, shared=shared)
     return tensors
 
 
-def check_tensor(name: str, array: Array, template: Tensor) -> Tensor:
+def check_tensor(name: str, array: Array, template: Tensor, *, shared: bool = False) -> Tensor:
     """Check and unpack one tensor.
 
     Args:
         name: For messages.
         array: As it came.
         template: Of the shape and dtype that it must have.
+        shared: Whether the tensor may share memory with the array, and must not be changed.
 
     Raises:
         BadReply: It is of another form, cannot be decoded, or holds no finite numbers.
     """
     size = template.numel() * template.element_size()
     # before decoding, so that no reply makes us allocate more than the model's own size
-    if len(array.data) > size + _HEADER_ALLOWANCE:
-        raise BadReply(f"'{name}' takes {len(array.data)} bytes, expected about {size}")
+    if size_of(array) > size + _HEADER_ALLOWANCE:
+        raise BadReply(f"'{name}' takes {size_of(array)} bytes, expected about {size}")
     try:
-        tensor = _unpack(array, template) if array.stype == PACKED else _decode(array)
+        packed = array.stype == PACKED
+        tensor = _unpack(array, template) if packed else _decode(array, shared=shared)
     except Exception as error:  # bytes of a stranger: no list of what decoders raise is whole
         raise BadReply(f"'{name}' cannot be decoded: {error}") from error
     if tensor.shape != template.shape:
@@ -315,9 +398,15 @@ def check_tensor(name: str, array: Array, template: Tensor) -> Tensor:
         )
     if tensor.dtype != template.dtype:
         raise BadReply(f"'{name}' must be {template.dtype}, got {tensor.dtype}")
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise BadReply(f"'{name}' holds NaN or infinity")
     return tensor
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # a sum is as finite as its terms, or less; of finite numbers it may still be too large
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def run_config(experiment: Experiment, run: RunDirectory) -> UserConfig:

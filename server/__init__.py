@@ -2,7 +2,7 @@
 
 STRATEGIES = {
     "fedsgd": "server.strategies:FedSGD",
-    "fedavg": "flwr.serverapp.strategy:FedAvg",
+    "fedavg": "server.strategies:FedAvg",
     "fedavgm": "flwr.serverapp.strategy:FedAvgM",
     "fedadam": "flwr.serverapp.strategy:FedAdam",
     "fedadagrad": "flwr.serverapp.strategy:FedAdagrad",
@@ -15,4 +15,4 @@ STRATEGIES = {
     "bulyan": "flwr.serverapp.strategy:Bulyan",
     "qfedavg": "flwr.serverapp.strategy:QFedAvg",
 }
-"""Strategies an experiment may name; all but the first are Flower's own."""
+"""Strategies an experiment may name; all but the first two are Flower's own."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.config import Experiment
 from fedsim.errors import FedsimError
+from fedsim.lock import locked
 from fedsim.proxy import LINKS_TAPPED
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
@@ -21,9 +23,17 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration holds."""
     experiment = read_experiment_config(context.run_config)
     run = read_run_directory(context.run_config)
-    if run is None:  # started by `flwr run`, not by `fedsim run`: nobody has made one
-        run = RunDirectory.create(Path(experiment.output.directory).resolve(), experiment.name)
-        logging.getLogger("flwr").info("records go to %s", run.root)
+    if run is not None:  # whoever gave us the directory works on it, and holds its lock
+        _train(grid, context, experiment, run)
+        return
+    # started by `flwr run`, not by `fedsim run`: nobody has made one
+    run = RunDirectory.create(Path(experiment.output.directory).resolve(), experiment.name)
+    logging.getLogger("flwr").info("records go to %s", run.root)
+    with locked(run.root, "training for flwr run"):
+        _train(grid, context, experiment, run)
+
+
+def _train(grid: Grid, context: Context, experiment: Experiment, run: RunDirectory) -> None:
     if not run.config.is_file():
         write_plan(check(experiment), run)
     try:

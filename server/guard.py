@@ -4,7 +4,6 @@ import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -21,6 +20,7 @@ from fedsim.wire import (
     BadReply,
     Update,
     UpdateKind,
+    all_finite,
     read_metrics,
     read_update,
     to_record,
@@ -53,7 +53,7 @@ class Exchange:
     reports_loss: bool = True
 
     def read(self, reply: Message) -> Update:
-        """Check and unpack one training reply.
+        """Check and unpack one training reply; its tensors are not to be changed.
 
         Raises:
             BadReply: No strategy may see it.
@@ -68,11 +68,13 @@ class Exchange:
                 expected=self.parameters,
                 expected_buffers=self.buffers,
                 reports_loss=self.reports_loss,
+                shared=True,
             )
         return read_update(
             reply.content,
             expected={**self.parameters, **self.buffers},
             reports_loss=self.reports_loss,
+            shared=True,
         )
 
 
@@ -188,7 +190,7 @@ class Guarded(WrappedStrategy):
         finally:
             gc.unfreeze()
         if arrays is not None and not all(
-            torch.isfinite(tensor).all() for tensor in to_tensors(arrays).values()
+            all_finite(tensor) for tensor in to_tensors(arrays, shared=True).values()
         ):
             raise RunFailed(
                 f"round {server_round}: the new weights hold NaN or infinity although every "
@@ -205,17 +207,17 @@ class Guarded(WrappedStrategy):
         if update.train_loss is not None:
             metrics[TRAIN_LOSS] = update.train_loss
         if getattr(self.inner, "wants_gradients", False):
-            parts = {ARRAYS: to_record(update.tensors)}
+            parts = {ARRAYS: to_record(update.tensors, final=True)}
             if update.buffers:
-                parts[BUFFERS] = to_record(update.buffers)
+                parts[BUFFERS] = to_record(update.buffers, final=True)
             return RecordDict({**parts, METRICS: metrics})
         weights = update.tensors
         if self.exchange.kind != "weights":
-            before = to_tensors(self._sent)
+            before = to_tensors(self._sent, shared=True)
             scale = -self.exchange.learning_rate if self.exchange.kind == "gradient" else 1.0
             weights = {name: before[name] + scale * t for name, t in weights.items()}
             weights |= update.buffers
-        return RecordDict({ARRAYS: to_record(weights), METRICS: metrics})
+        return RecordDict({ARRAYS: to_record(weights, final=True), METRICS: metrics})
 
     def _as_sent(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """Give the new weights the dtypes of the old: stock averages may come out wider."""
@@ -223,7 +225,9 @@ class Guarded(WrappedStrategy):
             return None
         templates = {**self.exchange.parameters, **self.exchange.buffers}
         new = to_tensors(arrays)
-        return to_record({name: new[name].to(like.dtype) for name, like in templates.items()})
+        return to_record(
+            {name: new[name].to(like.dtype) for name, like in templates.items()}, final=True
+        )
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -21,7 +21,7 @@ from fedsim.named_attacks import active_attack
 from fedsim.records import RunDirectory
 from fedsim.secure_sum.settings import settings_of
 from fedsim.seeds import stream
-from fedsim.setup import draw_clients, shares_of, task_of
+from fedsim.setup import draw_clients, shares_of, sizes_of, task_of
 from fedsim.tampering import Tamperer
 from fedsim.tasks import Task, evaluate, uninformed_loss
 from fedsim.threat import threat_of
@@ -87,7 +87,7 @@ def train(experiment: Experiment, run: RunDirectory, grid: Grid, *, tap_links: b
         client_of={node: client for client, node in nodes.items()},
         reports_loss=not private_clients(chain),
     )
-    ledger = ledger_of(experiment, chain, [len(share) for share in shares_of(experiment, task)])
+    ledger = ledger_of(experiment, chain, sizes_of(shares_of(experiment, task)))
     loop = _Rounds(experiment, run, task, model, strategy, exchange, nodes, ledger)
     loop.place_adversary(grid, threat_of(experiment), tap_links=tap_links)
     if resumed is None:
@@ -127,9 +127,14 @@ def settled(rounds: Sequence[Record], patience: int, uninformed: float) -> bool:
 def find_clients(grid: Grid, experiment: Experiment) -> dict[int, int]:
     """Ask every node which client it plays; return node ids by client number, in order.
 
+    A grid that knows is not asked: it has an attribute `node_of_client`.
+
     Raises:
         RunFailed: Not every client is there before the reply timeout.
     """
+    known_nodes: dict[int, int] | None = getattr(grid, "node_of_client", None)
+    if known_nodes is not None:
+        return known_nodes
     wanted = experiment.partition.clients
     deadline = time.monotonic() + experiment.server.reply_timeout_s
     nodes: dict[int, int] = {}

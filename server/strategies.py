@@ -1,19 +1,23 @@
-"""FedSGD in Flower's message API, and how strategies are built by name."""
+"""FedAvg and FedSGD in Flower's message API, and how strategies are built by name."""
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.catalog import resolve
 from fedsim.components import check_options
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
+from fedsim.held_arrays import HeldArray, held_by
+from fedsim.plain_arrays import Plain
 from fedsim.wire import (
     ARRAYS,
     BUFFERS,
@@ -27,7 +31,75 @@ from fedsim.wire import (
 from server import STRATEGIES
 
 
-class FedSGD(FedAvg):
+class FedAvg(flower.FedAvg):
+    """Flower's own, to the bit, without a copy of every update (McMahan et al., 2017).
+
+    Args:
+        settings: What Flower's takes.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"train_metrics_aggr_fn": mean_of_metrics} | settings)
+
+    def aggregate_train(
+        self,
+        server_round: int,  # noqa: ARG002 - the interface is Flower's
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the mean of the weights, by number of examples, and of the metrics."""
+        contents = [reply.content for reply in self._check_and_log_replies(replies, True)[0]]
+        if not contents:
+            return None, None
+        records = [_only(content, ArrayRecord) for content in contents]
+        mean: dict[str, Plain] = {}
+        room: dict[str, Plain] = {}
+        for record, share in zip(records, _shares(contents, self.weighted_by_key), strict=True):
+            for name, array in record.items():
+                held = held_by(array)
+                values = array.numpy() if held is None else held
+                if name not in mean:
+                    mean[name] = np.asarray(values * share)
+                    room[name] = np.empty_like(mean[name])
+                else:
+                    mean[name] += np.multiply(values, share, out=room[name])
+        arrays = ArrayRecord()
+        for name, values in mean.items():
+            arrays[name] = HeldArray.of(values)
+        return arrays, self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+
+
+def mean_of_metrics(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
+    """Return the mean of every metric but the one that says how much each content counts.
+
+    Raises:
+        KeyError: A content lacks a metric.
+    """
+    records = [_only(content, MetricRecord) for content in contents]
+    shares = _shares(contents, weighted_by)
+    total: dict[str, float] = {}
+    for record, share in zip(records, shares, strict=True):
+        for name, value in record.items():
+            if name != weighted_by:
+                term = _number(value) * share
+                total[name] = total[name] + term if name in total else term
+    return MetricRecord(dict(total))
+
+
+def _shares(contents: list[RecordDict], weighted_by: str) -> list[float]:
+    counts = [_number(_only(content, MetricRecord)[weighted_by]) for content in contents]
+    return [count / sum(counts) for count in counts]
+
+
+RecordKind = TypeVar("RecordKind", ArrayRecord, MetricRecord)
+
+
+def _only(content: RecordDict, kind: type[RecordKind]) -> RecordKind:
+    """Return the only record of its kind."""
+    (found,) = (record for record in content.values() if isinstance(record, kind))
+    return found
+
+
+class FedSGD(flower.FedAvg):
     """One step along the clients' mean gradient (McMahan et al., 2017, arXiv 1602.05629).
 
     The mean is weighted by the number of examples and summed in float64 in the order of the
@@ -74,7 +146,7 @@ class FedSGD(FedAvg):
         counts = [_number(content.metric_records[METRICS][NUM_EXAMPLES]) for content in contents]
         shares = [count / sum(counts) for count in counts]
         state = to_tensors(self.current_arrays)
-        gradient = weighted_sum([to_tensors(c.array_records[ARRAYS]) for c in contents], shares)
+        gradient = weighted_sum(_parts(contents, ARRAYS), shares)
         velocity = to_tensors(self.velocity)
         for name, mean in gradient.items():
             step = mean + self.server_momentum * velocity[name] if name in velocity else mean
@@ -83,9 +155,13 @@ class FedSGD(FedAvg):
         if self.server_momentum:
             self.velocity = to_record(velocity)
         if BUFFERS in contents[0].array_records:
-            means = weighted_sum([to_tensors(c.array_records[BUFFERS]) for c in contents], shares)
+            means = weighted_sum(_parts(contents, BUFFERS), shares)
             state |= {name: mean.to(state[name].dtype) for name, mean in means.items()}
         return to_record(state), _mean_loss(contents, shares)
+
+
+def _parts(contents: list[RecordDict], name: str) -> list[dict[str, Tensor]]:
+    return [to_tensors(content.array_records[name], shared=True) for content in contents]
 
 
 def _mean_loss(contents: list[RecordDict], shares: list[float]) -> MetricRecord:

@@ -15,7 +15,8 @@ if ! docker info >/dev/null 2>&1 || ! docker compose version >/dev/null 2>&1; th
   exit "${REQUIRED:-0}"
 fi
 
-export FEDSIM_NODES=3 FEDSIM_ROUNDS=60 FEDSIM_HEARD='[1, 10, 20]' FEDSIM_PAGE_PORT=18321
+# enough rounds, and some that are heard late enough, for all faults to fall into a run under way
+export FEDSIM_NODES=3 FEDSIM_ROUNDS=200 FEDSIM_HEARD='[1, 20, 120, 160]' FEDSIM_PAGE_PORT=18321
 export COMPOSE_PROFILES=attack COMPOSE_PROJECT_NAME="fedsim-test-$$" COMPOSE_ANSI=never
 OUT=$(mktemp -d)
 finish() {
@@ -53,6 +54,15 @@ done
 [ "$(docker compose exec -T superlink stat -c %a /srv/server-key/server.key)" = 600 ] \
   || fail "the key of the server can be read by others"
 [ -z "$(docker compose exec -T attack ls /srv/runs/demo/truth)" ] || fail "the attacker has the truth"
+until_true 300 "what the attacker is told" docker compose exec -T attack test -f /srv/runs/demo/config.toml
+for private in scores.jsonl summary.json report.html pictures rounds.jsonl; do
+  if docker compose exec -T attack test -e "/srv/runs/demo/$private"; then
+    fail "the attacker has $private"
+  fi
+done
+if docker compose exec -T attack touch /srv/runs/demo/observations/one 2>/dev/null; then
+  fail "the attacker can change what was heard"
+fi
 [ "$(docker compose exec -T attack ls /sys/class/net)" = lo ] || fail "the attacker has a network"
 [ "$(docker network inspect --format '{{.Internal}}' "${COMPOSE_PROJECT_NAME}_federation")" = true ] \
   || fail "the federation's network is open"
@@ -100,7 +110,7 @@ run, killed_in = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 lines = lambda name: [json.loads(one) for one in (run / name).read_text().splitlines()]
 summary = json.loads((run / "summary.json").read_text())
 assert summary["status"] == "done", summary
-assert [one["round"] for one in lines("rounds.jsonl")] == list(range(61))
+assert [one["round"] for one in lines("rounds.jsonl")] == list(range(201))
 failed = [one for one in lines("events.jsonl") if one["kind"] in ("client-failed", "no-reply")]
 assert len({one["client"] for one in failed}) == 1, failed  # the one that was killed, and no other
 assert min(one["round"] for one in failed) >= killed_in - 1, failed[0]
@@ -110,14 +120,14 @@ heard = {path.stem for path in (run / "observations").glob("*.json")}
 gone = failed[0]["client"]
 wanted = {
     f"round-{number:05d}-client-{client}-to-server"
-    for number in (1, 10, 20) for client in (0, 1) if client != gone or number < killed_in - 1
+    for number in (1, 20, 120, 160) for client in (0, 1) if client != gone or number < killed_in - 1
 }
 assert wanted <= heard and len(told) == len(scores) == len(heard) * 4, (heard, len(scores))
 lost = [one for one in lines("events.jsonl") if one["kind"] == "attack-worker-lost"]
 assert lost, "the job of the worker that was killed was not offered again"
 assert (run / "report.html").stat().st_size > 10_000
 best = max(image["psnr_db"] for one in scores for image in one.get("images") or [{"psnr_db": 0.0}])
-print(f"61 rounds, {len(failed)} of them without the killed node; {len(scores)} attacks scored; "
+print(f"201 rounds, {len(failed)} of them without the killed node; {len(scores)} attacks scored; "
       f"{len(lost)} jobs taken up again; best image {best:.1f} dB")
 PYTHON
 say "the records are whole"
@@ -125,7 +135,7 @@ say "the records are whole"
 docker compose down --volumes --timeout 5 >/dev/null 2>&1
 
 # nobody who attacks, two nodes by `--scale`, and a tap that meets TLS
-export COMPOSE_PROFILES=tap FEDSIM_MEETING_POINT=tap:8000 FEDSIM_ROUNDS=40 FEDSIM_HEARD='[1]'
+export COMPOSE_PROFILES=tap FEDSIM_MEETING_POINT=tap:8000 FEDSIM_ROUNDS=100 FEDSIM_HEARD='[1]'
 docker compose up --detach --wait --wait-timeout 600 --scale supernode=2 \
   superlink supernode page tap driver 2>&1 | tail -1
 until_true 300 "round 10 without an attacker" \
@@ -144,13 +154,13 @@ import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])
 lines = lambda name: [json.loads(one) for one in (run / name).read_text().splitlines()]
 assert json.loads((run / "summary.json").read_text())["status"] == "done"
-assert [one["round"] for one in lines("rounds.jsonl")] == list(range(41))
+assert [one["round"] for one in lines("rounds.jsonl")] == list(range(101))
 scores = lines("scores.jsonl")
 assert {one["victim"] for one in scores} == {"client-0", "client-1"}, scores
 assert "attack-stand-in" in {one["kind"] for one in lines("events.jsonl")}
 traffic = lines("traffic.jsonl")
 assert traffic and all(one["encrypted"] for one in traffic), "the tap read what is encrypted"
-print(f"41 rounds of two nodes, {len(scores)} attacks by the driver itself, "
+print(f"101 rounds of two nodes, {len(scores)} attacks by the driver itself, "
       f"{len(traffic)} lines of traffic, all of it encrypted")
 PYTHON
 say "the second run is over, and its records are whole"

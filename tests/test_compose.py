@@ -107,6 +107,29 @@ def test_the_truth_is_shown_only_by_the_file_that_says_so_and_never_to_whoever_a
     assert services("docker-compose.originals.yml")["page"]["volumes"] == [f"{TRUTH}:ro"]
 
 
+def test_whoever_attacks_has_what_was_heard_and_told_and_neither_scores_nor_report() -> None:
+    assert set(volumes(services()["attack"])) == {
+        "/srv/runs/demo",  # of its own
+        "told:/srv/told:ro",
+        "observations:/srv/runs/demo/observations:ro",
+        "oracle:/srv/runs/demo/oracle:ro",
+        "jobs:/srv/runs/demo/jobs",
+        "reconstructions:/srv/runs/demo/reconstructions",
+        "progress:/srv/runs/demo/progress",
+    }
+    holders = {name for name, one in services().items() for v in volumes(one) if "records" in v}
+    assert holders == {"driver", "tap", "page"}
+    for name in ON_TOP:
+        assert not services(name).get("attack", {}).get("volumes"), name
+
+
+def test_what_one_service_leaves_for_another_is_a_volume_that_both_have() -> None:
+    driver = {one.split(":")[0] for one in volumes(services()["driver"])}
+    for name in ("attack", "tap", "page"):
+        shared = {one.split(":")[0] for one in volumes(services()[name]) if ":" in one}
+        assert shared <= driver, name
+
+
 def test_the_key_of_the_server_is_with_the_server_alone() -> None:
     holders = {name for name, one in services().items() for v in volumes(one) if "server-key" in v}
 
@@ -119,7 +142,7 @@ def test_a_node_keeps_its_key_and_its_memory_in_volumes_without_a_name() -> None
 
 
 def test_whoever_only_reads_can_only_read() -> None:
-    assert volumes(services()["page"]) == ["records:/srv/runs/demo:ro"]
+    assert all(one.endswith(":ro") for one in volumes(services()["page"]))
     for name in ("superlink", "supernode", "driver"):
         assert "authority:/srv/authority:ro" in volumes(services()[name]), name
 
@@ -143,6 +166,10 @@ def test_the_image_runs_as_somebody_who_is_not_root() -> None:
 
     assert users == ["10001:10001"]
     assert "uid=10001,gid=10001" in read(MAIN)["volumes"]["enrolment"]["driver_opts"]["o"]
+
+
+def test_code_that_somebody_puts_where_services_start_is_not_run() -> None:
+    assert "PYTHONSAFEPATH=1" in (ROOT / "Dockerfile").read_text()
 
 
 def test_every_place_of_a_volume_is_in_the_image_and_owned_by_its_user() -> None:

@@ -174,7 +174,7 @@ class _Convolution:
         """(n, O, kh * kw * C) -> (n, reach * reach * O, stride * stride * C)."""
         self.pick = self.pick.to(weight.device)
         flat = functional.pad(weight.flatten(1), (0, 1))
-        return flat[:, self.pick.flatten()].view(-1, *self.pick.shape)
+        return flat.index_select(1, self.pick.flatten()).view(-1, *self.pick.shape)
 
     def image(self, found: Tensor, shape: torch.Size) -> Tensor:
         """(r, B * blocks, stride * stride * C) -> (r, B, H, W, C)."""
@@ -289,7 +289,7 @@ class Chain:
                 delta = above * curves[number][0]
             flat = delta.flatten(1, -2)
             deltas.append(flat)
-            gradients[step.weight] = step.kind.put_back(flat.mT @ seen[number])
+            gradients[step.weight] = step.kind.put_back(_sum_of_products(flat, seen[number]))
             if step.bias is not None:
                 gradients[step.bias] = flat.sum(dim=1)
             turned.append(step.kind.deltas(delta))
@@ -353,6 +353,11 @@ class Chain:
             return image
         *places, outputs = self.steps[number - 1].kind.output_shape
         return image.view(*shape[:2], outputs, *places).movedim(2, -1)
+
+
+def _sum_of_products(deltas: Tensor, rows: Tensor) -> Tensor:
+    """Multiply (r, M, O) and (r, M, K) to (r, O, K); a matrix product of one term is slow."""
+    return deltas.mT * rows if deltas.shape[1] == 1 else deltas.mT @ rows
 
 
 def _times(rows: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ and the weights in force by themselves, the labels, and more by name in `own`. `
 short form for one victim, whose objective closes over what it needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -72,13 +72,13 @@ class Rows:
         self.objective = objective
         self.company = company
         self.owners = owners.to(company.first.like.device)
+        self._owner_of: list[int] = owners.tolist()  # so that no step waits for the device
         self.own = own
         self.labels = labels
         self._limit: int | None = None
 
     def __call__(self, guesses: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate guesses (r, ...), one per row named in `rows`, (r,) int64; None for all."""
-        compute = self._together if self._pays(guesses) else self._apart
         limit = self._limit or len(guesses)
         found: list[tuple[Tensor, Tensor]] = []
         done = 0
@@ -89,7 +89,11 @@ class Rows:
             else:
                 numbers = rows[some]
             try:
-                found.append(compute(guesses[some].detach(), numbers))
+                if self._pays(guesses):
+                    found.append(self._together(guesses[some].detach(), numbers))
+                else:
+                    names = range(done, done + len(numbers)) if rows is None else numbers.tolist()
+                    found.append(self._apart(guesses[some].detach(), names))
             except torch.OutOfMemoryError:
                 limit = min(limit, len(guesses) - done) // 2
                 if limit == 0:
@@ -110,10 +114,10 @@ class Rows:
             return len(guesses) > 1
         return len(guesses) >= _TOGETHER_FROM and guesses.dtype == torch.float32
 
-    def _apart(self, guesses: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    def _apart(self, guesses: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         values, slopes = [], []
-        for place, number in enumerate(numbers.tolist()):
-            victim = self.company.victims[int(self.owners[number])]
+        for place, number in enumerate(numbers):
+            victim = self.company.victims[self._owner_of[number]]
             row = Row(
                 gradient=victim.gradient,
                 target=victim.target,

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attacks.network import known_architecture
+from attacks.observation import AttackFailed, Knowledge
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -53,3 +56,23 @@ class Columns:
             found.append((column, slice(first, first + column.width)))
             first += column.width
         return found
+
+
+def columns_of(known: Knowledge) -> Columns:
+    """Return what the coordinates of a row stand for.
+
+    Raises:
+        AttackFailed: The data are no table, or what they stand for was not granted.
+    """
+    if known.columns is None:
+        raise AttackFailed(
+            "this attack is on tables, and needs to know their columns; grant 'input-domain', and "
+            "choose data such as 'adult'"
+        )
+    _, input_shape = known_architecture(known)
+    if input_shape != (known.columns.width,):
+        raise AttackFailed(
+            f"rows of these columns have {known.columns.width} coordinates, the inputs known have "
+            f"shape {input_shape}"
+        )
+    return known.columns

@@ -32,7 +32,7 @@ from attacks.matching.differentiable import check_matchable, require_twice_diffe
 from attacks.matching.snapshots import Snapshots
 from attacks.matching.victim import Victim, rebuild
 from attacks.matching.victim_labels import granted_labels, labels_of
-from attacks.network import known_architecture, same_values, trace
+from attacks.network import same_values, trace
 from attacks.observation import (
     AttackFailed,
     Budget,
@@ -43,7 +43,7 @@ from attacks.observation import (
     only,
 )
 from attacks.settings import require_choice, require_counts, require_positive, require_weights
-from attacks.tabular.columns import Columns
+from attacks.tabular.columns import Columns, columns_of
 from attacks.tabular.matching import Matching
 from attacks.tabular.pooling import aligned, confidence
 from attacks.tabular.relaxation import decided
@@ -106,7 +106,7 @@ class TabLeak:
         Raises:
             AttackFailed: No observation could be inverted with this knowledge.
         """
-        _columns(known)
+        columns_of(known)
         check_matchable(known)
 
     def __call__(
@@ -133,7 +133,7 @@ class TabLeak:
                 labels are neither readable nor granted, or no start has a finite distance.
         """
         began = time.monotonic()
-        columns = _columns(known)
+        columns = columns_of(known)
         victim = rebuild(only(seen), known, dtype=torch.float32)
         require_twice_differentiable(victim)
         labels = self._labels(victim, known)
@@ -247,23 +247,3 @@ def absent_categories(victim: Victim, columns: Columns) -> Tensor:
         if column.categories and not bool(silent[place].all()):
             found[place] = silent[place]
     return found
-
-
-def _columns(known: Knowledge) -> Columns:
-    """Return what the coordinates of a row stand for.
-
-    Raises:
-        AttackFailed: The data are no table, or what they stand for was not granted.
-    """
-    if known.columns is None:
-        raise AttackFailed(
-            "this attack is on tables, and needs to know their columns; grant 'input-domain', and "
-            "choose data such as 'adult'"
-        )
-    _, input_shape = known_architecture(known)
-    if input_shape != (known.columns.width,):
-        raise AttackFailed(
-            f"rows of these columns have {known.columns.width} coordinates, the inputs known have "
-            f"shape {input_shape}"
-        )
-    return known.columns

@@ -38,8 +38,11 @@ class _Tried:
 
 
 def distance_of(guess: Reconstruction) -> float:
-    """Return how far the gradient of the guessed tokens is from the one heard, relative to that."""
-    told = guess.notes.get("tokens_distance", guess.matching_loss)
+    """Return how far the gradient of the guessed tokens is from the one heard, relative to that.
+
+    Infinite where the attack does not tell: what it minimised is on a scale of its own.
+    """
+    told = guess.notes.get("tokens_distance", guess.notes.get("relative_distance"))
     return float(told) if isinstance(told, int | float) else math.inf
 
 

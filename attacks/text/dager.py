@@ -4,16 +4,15 @@ While a batch has fewer tokens than embeddings are wide, the gradient of the fir
 projections spans what those were given, and every token of the vocabulary is tried at every
 position: which lie in that span (`attacks.text.span`). Sentences are put together from the tokens
 found, and checked in the same way where the first block has mixed them. A decoder's are built from
-left to right; an encoder's, where every position sees all others, are searched for by changing
-one token after the other.
+left to right; an encoder's, where every position sees all others, by least squares.
 
 Differs from the paper: query, key and value are read as one, and what a layer is given is found by
 running the model, so that any architecture and adapters will do; a distance is judged by the one to
 expect, as the gradient's weak directions are known less well, where the paper has fixed thresholds;
-the other layers of the first block check sentences, too; an encoder's are searched for from random
-starts, not enumerated; labels are read off the last layer (`attacks.text.labels`), among them the
-last token of a causal model's sentence and the masked ones of an encoder's, which no span tells;
-and the guess is proved by recomputing the gradient.
+the other layers of the first block check sentences, too; an encoder's are put together
+(`attacks.text.assembly`), not enumerated; labels are read off the last layer
+(`attacks.text.labels`), among them the last token of a causal model's sentence and the masked ones
+of an encoder's, which no span tells; and the guess is proved by recomputing the gradient.
 """
 
 import time
@@ -31,6 +30,7 @@ from attacks.observation import (
     Reconstruction,
     only,
 )
+from attacks.text.assembly import FITS, gathered, improved, sieved, without
 from attacks.text.evidence import Evidence, evidence_of, padded
 from attacks.text.labels import misfit_of, read_labels
 from attacks.text.language import text_known
@@ -47,9 +47,6 @@ _FITS = 0.7
 """Misfit of a position, see `Evidence.misfit`, up to which it is one of a sentence of the batch."""
 _TURN = 4
 """Starts for sentences of one length before it is the next one's turn."""
-_CHANGES = 8
-_GATHERINGS = 8
-_PROJECTIONS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,7 @@ class DAGER:
         tolerance: Relative distance to the first span up to which a token is one of the batch;
             0 takes it from the distances.
         beam: Sentences that are kept at each position of a decoder.
-        restarts: Most starts of the search for an encoder's sentences.
+        restarts: Most tokens that an encoder's sentences are searched for from.
     """
 
     tolerance: float = 0.0
@@ -126,6 +123,7 @@ class DAGER:
                 "rank": float(evidence.first[1].rank),
                 "tokens in span": float(sum(map(len, pools))),
                 "sentences": float(len(sentences)),
+                **({} if misfit is None else {"tokens_distance": misfit}),
             },
         )
 
@@ -168,7 +166,7 @@ class DAGER:
     def _searched(
         self, evidence: Evidence, pools: list[Tensor], rng: torch.Generator, budget: Budget
     ) -> tuple[list[list[int]], bool]:
-        """Return the sentences of an encoder: those that fit best, from random starts."""
+        """Return the sentences of an encoder: those that fit best, from tokens that seem sure."""
         _require_deep(evidence, pools)
         found: list[tuple[float, list[int]]] = []
         open_ = []  # lengths of which there may be more sentences
@@ -178,20 +176,24 @@ class DAGER:
                 score = float(evidence.misfit(lone).mean()) if evidence.deep else 0.0
                 found.append((score, lone[0].tolist()))
             else:
-                open_.append((own, _seeds(own)))
+                open_.append((own, *sieved(evidence, own, rng)))
         for _ in range(-(-self.restarts // _TURN)):
-            for own, seeds in open_:
+            for own, few, seeds in open_:
                 tried = 0
                 while seeds and tried < _TURN:
-                    fitting = [one for score, one in _distinct(found) if score <= 0]
+                    fitting = [one for score, one in _distinct(found) if score <= FITS]
                     if len(fitting) >= evidence.batch_size or budget.spent:
                         return _best(found, evidence.batch_size), not budget.spent
                     place, token = seeds.pop(0)
                     if any(len(one) == len(own) and one[place] == token for one in fitting):
                         continue
-                    sentence = _gathered(evidence, own, place, token, rng)
-                    found.append(_descended(evidence, own, sentence, budget))
                     tried += 1
+                    sentence = gathered(evidence, few, place, token, rng)
+                    found.append(improved(evidence, own, sentence, budget))
+                    if found[-1][0] > FITS and fitting and not budget.spent:
+                        rest = without(own, fitting, evidence.tokens.special)
+                        sentence = gathered(evidence, rest, place, token, rng)
+                        found.append(improved(evidence, own, sentence, budget))
         return _best(found, evidence.batch_size), not budget.spent
 
 
@@ -290,103 +292,6 @@ def _lengths(evidence: Evidence, pools: list[Tensor]) -> list[list[Tensor]]:
     if tokens.end is None:  # the end shows nowhere: as long as the longest
         found = found[-1:]
     return found[::-1]
-
-
-def _seeds(pools: list[Tensor]) -> list[tuple[int, int]]:
-    """Return tokens to start from, by position: where the fewest are to choose from first."""
-    several = sorted((len(pool), place) for place, pool in enumerate(pools) if len(pool) > 1)
-    return [(place, token) for _, place in several for token in pools[place].tolist()]
-
-
-def _gathered(
-    evidence: Evidence, pools: list[Tensor], place: int, token: int, rng: torch.Generator
-) -> Tensor:
-    """Return a sentence (n,) of tokens that go with a certain one.
-
-    What a sentence leaves outside of the spans is about linear in which tokens it is mixed of.
-    Shares of tokens that leave nothing are found by least squares; the largest at each position
-    make the next sentence.
-    """
-    places = torch.cat([torch.full_like(pool, number) for number, pool in enumerate(pools)])
-    tokens = torch.cat(pools)
-    allowed = (places != place) | (tokens == token)
-    sentence = torch.stack(
-        [pool[int(torch.randint(len(pool), (), generator=rng))] for pool in pools]
-    )
-    for _ in range(_GATHERINGS):
-        sentence[place] = token
-        now = evidence.beyond(sentence[None])
-        changes = (evidence.beyond(_changed(sentence, places, tokens)) - now).double()
-        shares = _shares(changes, now[0].double(), places, allowed)
-        picked = torch.stack(
-            [tokens[places == p][shares[places == p].argmax()] for p in range(len(pools))]
-        )
-        if torch.equal(picked, sentence):
-            break
-        sentence = picked
-    return sentence
-
-
-def _changed(sentence: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-    """Return the sentence (n,) with one token changed in each of (K,) ways, (K, n)."""
-    others = sentence.repeat(len(tokens), 1)
-    others[torch.arange(len(tokens), device=tokens.device), places] = tokens
-    return others
-
-
-def _shares(changes: Tensor, now: Tensor, places: Tensor, allowed: Tensor) -> Tensor:
-    """Return shares (K,) of choices, at every place none negative and 1 in sum.
-
-    They minimise |now + shares @ changes|^2, by projected gradients with momentum.
-    """
-    gram = changes @ changes.T
-    slope = changes @ now
-    scale = float(torch.linalg.eigvalsh(gram)[-1])
-    index = torch.zeros(int(places.max()) + 1, len(places), dtype=torch.bool, device=now.device)
-    index[places, torch.arange(len(places), device=now.device)] = True
-    index &= allowed
-    shares = index.to(now).T @ (1 / index.sum(dim=1).to(now))
-    ahead, before = shares, 1.0
-    for _ in range(_PROJECTIONS):
-        wanted = ahead - (gram @ ahead + slope) / scale
-        new = _projected(wanted, index)
-        after = (1 + (1 + 4 * before**2) ** 0.5) / 2
-        if float((ahead - new) @ (new - shares)) > 0:  # uphill: forget the momentum
-            after = 1.0
-        ahead = new + (before - 1) / after * (new - shares)
-        shares, before = new, after
-    return shares
-
-
-def _projected(values: Tensor, index: Tensor) -> Tensor:
-    """Return the nearest shares to values (K,), for choices that `index` (places, K) groups."""
-    table = values.expand(index.shape).masked_fill(~index, -torch.inf)
-    ordered = table.sort(dim=1, descending=True).values
-    counts = torch.arange(1, values.shape[0] + 1, device=values.device)
-    total = ordered.masked_fill(ordered == -torch.inf, 0).cumsum(dim=1)
-    cut = (total - 1) / counts
-    number = ((ordered > cut) & (ordered > -torch.inf)).sum(dim=1, keepdim=True)
-    cut = cut.gather(1, number - 1)
-    kept = (table - cut).clamp_min(0)
-    return kept.masked_fill(~index, 0).sum(dim=0)
-
-
-def _descended(
-    evidence: Evidence, pools: list[Tensor], sentence: Tensor, budget: Budget
-) -> tuple[float, list[int]]:
-    """Change one token after the other, always the one that helps most, while one helps."""
-    places = torch.cat([torch.full_like(pool, place) for place, pool in enumerate(pools)])
-    tokens = torch.cat(pools)
-    score = float(evidence.misfit(sentence[None]).mean())
-    for _ in range(_CHANGES):
-        if budget.spent:
-            break
-        others = _changed(sentence, places, tokens)
-        value, best = evidence.misfit(others).mean(dim=1).min(dim=0)
-        if float(value) >= score - 1e-6:
-            break
-        score, sentence = float(value), others[best]
-    return score, sentence.tolist()
 
 
 def _distinct(found: list[tuple[float, list[int]]]) -> list[tuple[float, list[int]]]:

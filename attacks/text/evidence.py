@@ -111,23 +111,17 @@ class Evidence:
             found.append(torch.stack(parts).mean(dim=0))
         return torch.cat(found)
 
-    def beyond(self, sentences: Tensor) -> Tensor:
-        """Return what sentences (N, n) make of themselves outside of the deep spans, (N, entries).
-
-        In units of what is to expect of sentences of the batch.
-        """
+    def outside(self, sentences: Tensor) -> list[Tensor]:
+        """Return what sentences (N, n) make of themselves outside of each deep span, (N, n, -)."""
         modules = [site.module for site, _ in self.deep]
         width = max(site.width for site, _ in self.deep)
-        found = []
+        found: list[list[Tensor]] = [[] for _ in modules]
         for some in torch.split(sentences, max(1, _AT_ONCE // (sentences.shape[1] * width))):
             with torch.no_grad():
                 given = given_to(modules, self.model, some)
-            parts = [
-                (span.beyond(one) / span.blur(one).median()).flatten(1)
-                for (_, span), one in zip(self.deep, given, strict=True)
-            ]
-            found.append(torch.cat(parts, dim=1))
-        return torch.cat(found)
+            for parts, (_, span), one in zip(found, self.deep, given, strict=True):
+                parts.append(span.outside(one))
+        return [torch.cat(parts) for parts in found]
 
 
 def _deviation(site: Site, seen: Observation, known: Knowledge) -> float:
@@ -173,10 +167,12 @@ def evidence_of(seen: Observation, known: Knowledge) -> Evidence:
             "no whole weight of the first attention's query, key or value was heard: nothing "
             "tells the tokens there; an attack that matches gradients makes do with others"
         )
-    span = span_of(local.gradient, _deviation(local, seen, known))
+    rough = seen.kind in (Kind.DELTA, Kind.WEIGHTS)
+    moved = known.batch_size * reach if rough else None
+    span = span_of(local.gradient, _deviation(local, seen, known), moved=moved)
     mixed = [site for site in sites if not site.local]
     deep = [
-        (site, span_of(site.gradient, _deviation(site, seen, known)))
+        (site, span_of(site.gradient, _deviation(site, seen, known), moved=moved))
         for site in mixed
         if site.width == local.width and (site.heeded or tokens.head == "causal")
     ][:_DEEP]
@@ -194,7 +190,7 @@ def evidence_of(seen: Observation, known: Knowledge) -> Evidence:
         reach=reach,
         batch_size=known.batch_size,
         scaled=scaled,
-        rough=seen.kind in (Kind.DELTA, Kind.WEIGHTS),
+        rough=rough,
     )
 
 

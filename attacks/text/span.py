@@ -62,12 +62,14 @@ class Span:
 
     Attributes:
         basis: Orthonormal, (D, R).
+        complement: The same of what is outside, (D, D - R).
         strengths: The singular values in it, (R,).
         noise: The largest singular value outside of it, at least that of rounding.
         full: Whether more than rounding is outside of it.
     """
 
     basis: Tensor
+    complement: Tensor
     strengths: Tensor
     noise: float
     full: bool
@@ -79,15 +81,16 @@ class Span:
 
     def distance(self, vectors: Tensor) -> Tensor:
         """Return how far vectors (..., D) are from the space, over their lengths, (...)."""
-        distance: Tensor = self.beyond(vectors).norm(dim=-1)
-        return distance
-
-    def beyond(self, vectors: Tensor) -> Tensor:
-        """Return the parts of vectors (..., D) outside of the space, over the vectors' lengths."""
         basis = self.basis.to(vectors)
         rest = vectors - (vectors @ basis) @ basis.T
-        relative: Tensor = rest / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        return relative
+        distance: Tensor = rest.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+        return distance
+
+    def outside(self, vectors: Tensor) -> Tensor:
+        """Return coordinates of vectors (..., D) outside of the space, over their lengths."""
+        lengths = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        coordinates: Tensor = vectors @ self.complement.to(vectors) / lengths
+        return coordinates
 
     def blur(self, vectors: Tensor) -> Tensor:
         """Return the distance to expect of vectors (..., D) that lie in the space, (...).
@@ -174,20 +177,22 @@ def sites_of(
         for handle in handles:
             handle.remove()
     found: list[Site] = []
-    last: Tensor | None = None
+    vectors: list[Tensor] = []
     gathered: list[tuple[list[tuple[nn.Module, str, bool]], bool, list[bool]]] = []
     for (module, given, _, turned), (_, was, _, _), slope in zip(runs, again, slopes, strict=True):
         weight = cast(Tensor, module.weight)
-        if last is None or last.shape != given.shape or not torch.equal(last, given):
+        # Not only the one before: between the lower halves of two adapters runs an upper half.
+        place = next((n for n, one in enumerate(vectors) if torch.equal(one, given)), len(vectors))
+        if place == len(vectors):
             local = given.dim() == 3 and torch.equal(given[:, 1:], was[:, 1:])
             gathered.append(([], local, []))
-            last = given
+            vectors.append(given)
         name = names.get(id(weight))
         if name is None or name not in heard or id(weight) == shared:
             continue
         if all_visible(visible, name) and bool(heard[name].any()):
-            gathered[-1][0].append((module, name, turned))
-            gathered[-1][2].append(slope is not None and bool(slope.any(dim=-1).all()))
+            gathered[place][0].append((module, name, turned))
+            gathered[place][2].append(slope is not None and bool(slope.any(dim=-1).all()))
     for members, local, heeded in gathered:
         rows = [_rows(heard[name], turned) for _, name, turned in members]
         if rows:
@@ -236,22 +241,31 @@ def spectrum(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.T, padded
 
 
-def span_of(gradient: Tensor, deviation: float = 0.0) -> Span:
+def span_of(gradient: Tensor, deviation: float = 0.0, *, moved: int | None = None) -> Span:
     """Return the row space of a gradient (M, D), but for what is rounding, or noise that is known.
 
     Noise of a standard deviation has singular values up to that times sqrt(M) + sqrt(D). Where
     nothing is, as after several local steps, which disturb the tokens' directions and add
     some, the weakest directions of all are left out: of those, tokens have least.
+
+    Args:
+        gradient: Of a weight.
+        deviation: Of noise that is known.
+        moved: Tokens whose directions steps have moved: a second one for each is part of the
+            space, but at most half of those that are left.
     """
     vectors, values = spectrum(gradient)
     width = gradient.shape[1]
     loudest = _MARGIN * deviation * (gradient.shape[0] ** 0.5 + width**0.5)
     loud = int((values > max(loudest, _ROUNDING * float(values[0]))).sum())
     most = min(gradient.shape[0], width - max(1, width // _LEFT_OUT))
+    if moved is not None:
+        most = min(most, 2 * moved, (width + moved) // 2)
     rank = max(1, min(loud, most))
     noise = max(float(values[rank]), _ROUNDING / 10 * float(values[0]))
     return Span(
         basis=vectors[:, :rank].contiguous(),
+        complement=vectors[:, rank:].contiguous(),
         strengths=values[:rank],
         noise=noise,
         full=loud >= most,

@@ -136,7 +136,7 @@ class TIGER:
             finished=not budget.spent,
             certified=torch.full((len(inputs),), misfit is not None and misfit <= PROVED),
             snapshots=tuple(snapshots),
-            notes={} if misfit is None else {"gradient error": misfit},
+            notes={} if misfit is None else {"tokens_distance": misfit},
         )
 
     def _pools(self, evidence: Evidence, span: _SoftSpan, length: int) -> Tensor:

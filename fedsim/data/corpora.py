@@ -1,14 +1,15 @@
 """Texts: the Python documentation, which is always there, files, and the Hugging Face hub."""
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attacks.text.tokens import Head
+from fedsim.data.files import MOST_BYTES
 from fedsim.data.images import Limit
 from fedsim.data.text import (
+    FEWEST,
     Length,
     MaskedShare,
     TextData,
@@ -18,9 +19,11 @@ from fedsim.data.text import (
 )
 from fedsim.errors import ConfigError, DataMissing
 
-MOST_BYTES = 256 * 2**20
-"""Files of text are read up to this size."""
 _SHORTEST, _LONGEST = 20, 400
+_WIDE = "\u3002\uff01\uff1f"
+"""Full stop, exclamation and question mark of Chinese and Japanese."""
+_FIRST = r"[^\W\d_a-z]"
+"""What begins a sentence: a letter of any script, but no small one of ASCII."""
 
 
 def python_docs(
@@ -134,6 +137,13 @@ def text_folder(
             "data.options.folder"
         )
     texts = list(_unique(one for file in files for one in sentences_of(_read(file))))
+    if len(texts) < FEWEST:
+        raise ConfigError(
+            f"data 'text-folder' needs at least {FEWEST} sentences, got {len(texts)} in "
+            f"{len(files)} files of '{place}'; one begins with a letter that is no small one, ends "
+            f"with a full stop, question or exclamation mark, has {_SHORTEST} to {_LONGEST} "
+            "characters and none of code"
+        )
     wanted = Wanted(
         task=task,
         length=length,
@@ -285,11 +295,12 @@ def hugging_face_text(
     part: Any = source["train"]
     texts = [str(one) for one in part[text_column]]
     if task != "classes":
-        return text_data(f"hf-text:{name}", [one for one in texts if one.strip()], wanted)
-    labels = [int(one) for one in part[label_column]]
-    names = getattr(part.features[label_column], "names", None) or [
-        str(one) for one in range(max(labels) + 1)
-    ]
+        return text_data(f"hf-text:{name}", texts, wanted)
+    told, names = list(part[label_column]), getattr(part.features[label_column], "names", None)
+    if names is None:  # of what they are called in the data, as text or as numbers
+        values = sorted(set(told))
+        names, told = [str(one) for one in values], [values.index(one) for one in told]
+    labels = [int(one) for one in told]
     return text_data(f"hf-text:{name}", texts, wanted, labels=labels, class_names=names)
 
 
@@ -308,10 +319,10 @@ def sentences_of(text: str) -> Iterator[str]:
             continue
         joined = " ".join(line.strip() for line in lines)
         joined = re.sub(r"[*`_]+", "", joined)
-        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", joined):
+        for sentence in re.split(rf"(?<=[.!?])\s+(?={_FIRST})|(?<=[{_WIDE}])", joined):
             if (
                 _SHORTEST <= len(sentence) <= _LONGEST
-                and re.match(r"[A-Z].*[a-z][.!?]$", sentence)
+                and re.match(rf"{_FIRST}.*[^\W\d_A-Z][.!?{_WIDE}]$", sentence)
                 and not re.search(r"[{}<>=\\|\[\]@#]", sentence)
             ):
                 yield sentence
@@ -325,7 +336,7 @@ def _read(file: Path) -> str:
     if file.stat().st_size > MOST_BYTES:
         raise ConfigError(f"'{file}' is larger than {MOST_BYTES >> 20} MiB; cut it into parts")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # without the mark of byte order, if it has one
     except UnicodeDecodeError as error:
         raise ConfigError(f"'{file}' is no UTF-8 text: {error}") from error
 
@@ -333,10 +344,13 @@ def _read(file: Path) -> str:
 def _rows(file: Path, columns: Sequence[str], *, header: bool) -> Iterator[list[str]]:
     if not file.is_file():
         raise DataMissing(f"data 'tsv' found no file '{file}'; set data.root and data.options.file")
-    lines = csv.reader(_read(file).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = next(lines, []) if header else []
+    # only a line feed ends a line, whatever else Unicode has for it; quotes mean nothing
+    lines = [line.split("\t") for line in _read(file).split("\n")]
+    names = lines[0] if header else []
     places = [_place(file, column, names) for column in columns]
-    for number, line in enumerate(lines, start=1 + header):
+    for number, line in enumerate(lines[header:], start=1 + header):
+        if line == [""]:
+            continue
         if len(line) <= max(places):
             raise ConfigError(
                 f"'{file}', line {number}: expected at least {max(places) + 1} columns, got "
@@ -348,7 +362,7 @@ def _rows(file: Path, columns: Sequence[str], *, header: bool) -> Iterator[list[
 def _place(file: Path, column: str, names: Sequence[str]) -> int:
     if column in names:
         return list(names).index(column)
-    if column.isdigit() and int(column) >= 1:
+    if column.isdecimal() and int(column) >= 1:
         return int(column) - 1
     raise ConfigError(
         f"'{file}' has no column '{column}'; it has {', '.join(names) or 'no header'}: give a "

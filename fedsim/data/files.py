@@ -9,6 +9,9 @@ from fedsim.errors import DataMissing
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 256 * 2**20
+"""Of one file of texts or of a table."""
+
 
 def locate(
     name: str,
@@ -17,6 +20,7 @@ def locate(
     *,
     endings: Sequence[str] = ("",),
     download: Callable[[Path], object] | None = None,
+    otherwise: str = "set data.options.download = true",
 ) -> Path:
     """Return the folder that holds all of `files`: `root`, or the folder of that name inside it.
 
@@ -26,6 +30,7 @@ def locate(
         files: Paths relative to the folder.
         endings: A file counts as present with any of these appended to its name.
         download: Puts the files into the folder it is given; None when that is not allowed.
+        otherwise: What else can be done where they are missing and nothing is downloaded.
 
     Raises:
         DataMissing: Files are missing and could not be downloaded.
@@ -38,7 +43,7 @@ def locate(
     if download is None:
         raise DataMissing(
             f"{shown}; place the files there, set data.root to the folder that holds them, "
-            "or set data.options.download = true"
+            f"or {otherwise}"
         )
     try:
         download(root)

@@ -111,10 +111,18 @@ def split(images: Array, labels: Array) -> tuple[tuple[Array, Array], tuple[Arra
     """Return (train, test) of a source that has no split, shuffled, classes in proportion.
 
     A fifth becomes the test split, or as many examples as there are classes where that is more.
-    Every class needs at least two examples.
+
+    Raises:
+        FedsimError: A class has one example alone: it would be on one side.
     """
     from sklearn.model_selection import train_test_split
 
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(counts) and counts.min() < 2:
+        raise FedsimError(
+            "every class must have two examples at least, of which one is for testing; there is "
+            f"one of {', '.join(f'class {one}' for one in classes[counts < 2][:5])}"
+        )
     num_test = max(len(labels) // 5, len(np.unique(labels)))
     train, test = train_test_split(
         np.arange(len(labels)), test_size=num_test, random_state=SPLIT_SEED, stratify=labels

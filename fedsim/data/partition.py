@@ -5,15 +5,15 @@ cut in order, and the guarantee that nobody is left without examples.
 """
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.components import build
+from fedsim.components import build, check_options
 from fedsim.data import PARTITIONERS
 from fedsim.errors import ConfigError
 from fedsim.seeds import derive, numpy_stream
@@ -27,9 +27,40 @@ Positive = Annotated[int, Field(ge=1)]
 LABEL = "label"
 
 
+class Parts(Sequence[Indices]):
+    """Parts of one array, one after the other; none is an object before it is asked for.
+
+    Args:
+        indices: Of the examples of all parts, (N,).
+        ends: Where each part ends, (C,), ascending.
+    """
+
+    def __init__(self, indices: Indices, ends: Indices) -> None:
+        self.indices = indices
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> Indices: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Indices]: ...
+    def __getitem__(self, place: int | slice) -> Indices | list[Indices]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        return self.indices[int(self.ends[place - 1]) if place else 0 : int(self.ends[place])]
+
+    @property
+    def sizes(self) -> Indices:
+        """Examples of each part, (C,)."""
+        return np.diff(self.ends, prepend=0)
+
+
 def partition(
     labels: Tensor, *, name: str, num_clients: int, seed: int, options: Mapping[str, object]
-) -> list[Indices]:
+) -> Parts:
     """Return, for each client, the indices of its training examples.
 
     Every example goes to one client at most; every client gets at least one.
@@ -60,6 +91,12 @@ def partition(
         seed=derive(seed, "partition"),
     )
     order = numpy_stream(seed, "partition", "order").permutation(len(labels))
+    if name == "iid":  # cut in equal parts, as flwr-datasets does, at a millisecond per client
+        check_options("partition.options", iid, options, taken=frozenset({"num_clients", "seed"}))
+        each, more = divmod(len(labels), num_clients)
+        sizes = np.full(num_clients, each, dtype=np.int64)
+        sizes[:more] += 1
+        return Parts(order, np.cumsum(sizes))
     try:
         parts = _assign(partitioner, labels.numpy()[order], num_clients)
     except (ValueError, ZeroDivisionError) as error:  # how flwr-datasets refuses
@@ -73,7 +110,8 @@ def partition(
                 f"partition '{name}' leaves client {client} without examples; lower "
                 "partition.clients, or change partition.options"
             )
-    return [order[part] for part in parts]
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return Parts(order[np.concatenate(parts)], ends)
 
 
 def _assign(

@@ -7,8 +7,11 @@ from fedsim.data.kinds import TaskData
 from fedsim.data.text import TextData, sentences
 from fedsim.errors import ConfigError
 
+USUAL = 100
+"""Examples, where an experiment names no number."""
 
-def public_sample(data: TaskData, size: int, rng: torch.Generator) -> Tensor:
+
+def public_sample(data: TaskData, size: int | None, rng: torch.Generator) -> Tensor:
     """Return `size` test inputs, drawn without replacement: the adversary's public sample.
 
     No client holds them. Evaluation uses the whole test split all the same: nothing is trained on
@@ -16,7 +19,7 @@ def public_sample(data: TaskData, size: int, rng: torch.Generator) -> Tensor:
 
     Args:
         data: Where to draw from.
-        size: Number of images.
+        size: Number of examples; None for `USUAL`, or all where there are fewer.
         rng: A CPU generator.
 
     Returns:
@@ -26,6 +29,8 @@ def public_sample(data: TaskData, size: int, rng: torch.Generator) -> Tensor:
         ConfigError: The test split is smaller than `size`.
     """
     available = len(data.test_inputs)
+    if size is None:
+        size = min(USUAL, available)
     if size > available:
         raise ConfigError(
             f"adversary.public_sample must be at most {available}, the size of the test split of "

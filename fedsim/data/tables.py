@@ -6,11 +6,13 @@ code, or in the user's schema, and are never read off the rows of clients.
 
 import csv
 import gzip
+import io
 import json
 import logging
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -21,12 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from attacks.tabular.columns import Column, Columns
-from fedsim.data.files import locate
+from fedsim.data.files import MOST_BYTES, locate
 from fedsim.data.images import Array, Limit, split
 from fedsim.errors import ConfigError, DataMissing, FedsimError
 
 logger = logging.getLogger(__name__)
 
+MOST_COORDINATES = 4_096
+"""Of a row: what has more, such as a category for each person, is hardly a feature."""
 Value = str | float
 """A category, or a number."""
 
@@ -87,7 +91,7 @@ def encode(rows: Iterable[Sequence[Value]], columns: Columns) -> Tensor:
         values = [row[feature] for row in rows]
         if column.categories:
             order = {category: number for number, category in enumerate(column.categories)}
-            hot = [order[_category(column, value)] for value in values]
+            hot = [_place(column, order, value) for value in values]
             encoded[np.arange(len(rows)), place.start + np.array(hot, dtype=np.int64)] = 1
             continue
         numbers = np.array([_number(column, value) for value in values], dtype=np.float64)
@@ -122,15 +126,16 @@ def decode(encoded: Tensor, columns: Columns) -> list[list[Value]]:
     return [list(row) for row in zip(*of_features, strict=True)]
 
 
-def _category(column: Column, value: Value) -> str:
-    """Return a category.
+def _place(column: Column, order: Mapping[str, int], value: Value) -> int:
+    """Return which of a column's categories a value is.
 
     Raises:
-        ValueError: It is none of the column's.
+        ValueError: It is none of them.
     """
-    if value not in column.categories:
+    place = order.get(str(value))
+    if place is None:
         raise ValueError(f"{column.name} must be one of {_some(column.categories)}, got '{value}'")
-    return str(value)
+    return place
 
 
 def _number(column: Column, value: Value) -> float:
@@ -351,7 +356,17 @@ def adult(*, root: Path, drop: tuple[str, ...] = (), limit: Limit = None) -> Tab
         ConfigError: There is no such feature to leave out.
         FedsimError: A row that is not one of Adult; the message says file and line.
     """
-    folder = locate("adult", root, ["adult.data", "adult.test"], endings=("", ".gz"))
+    folder = locate(
+        "adult",
+        root,
+        ["adult.data", "adult.test"],
+        endings=("", ".gz"),
+        otherwise=(
+            "try tables that need no files, such as 'wine'. They are the files of the UCI data set "
+            "'Adult', plain or as .gz: 15 values in a line with commas between them, '?' for an "
+            "unknown one, and no line of names"
+        ),
+    )
     names = [column.name for column in ADULT.columns]
     for name in drop:
         if name not in names:
@@ -376,7 +391,13 @@ def adult(*, root: Path, drop: tuple[str, ...] = (), limit: Limit = None) -> Tab
             labels.append((number, cells[-1].rstrip(".")))
         return _read_rows(path, rows, columns), _read_labels(path, labels, ADULT_CLASSES)
 
-    return _table("adult", read("adult.data"), read("adult.test"), ADULT_CLASSES, columns, limit)
+    train, test = read("adult.data"), read("adult.test")
+    if not len(train[1]) or not len(test[1]):
+        raise FedsimError(
+            f"{folder}: expected rows in adult.data and adult.test, got {len(train[1])} and "
+            f"{len(test[1])}"
+        )
+    return _table("adult", train, test, ADULT_CLASSES, columns, limit)
 
 
 class Range(BaseModel):
@@ -423,13 +444,16 @@ class TableSchema(BaseModel):
         named = [self.label, *self.categories, *self.numbers, *self.drop]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"columns are named in two places: {_some(twice)}")
+        for name, values in [*self.categories.items(), ("classes", self.classes)]:
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"values of {name} are given twice: {_some(twice)}")
         if not self.categories and not self.numbers:
             raise ValueError("there must be a column of categories or of numbers")
         return self
 
 
 def csv_table(
-    *, root: Path, file: str, schema: str | TableSchema, limit: Limit = None
+    *, root: Path, file: str, schema: str | dict[str, object], limit: Limit = None
 ) -> TableData:
     """Any CSV file, with a schema that says what its columns are.
 
@@ -446,15 +470,15 @@ def csv_table(
 
     Raises:
         DataMissing: The file, or that of the schema, is not there.
-        ConfigError: The schema is not one, or not one of this file.
+        ConfigError: The schema is not one, or not one of this file, or makes rows of more than
+            `MOST_COORDINATES`.
         FedsimError: A value that the schema does not allow; the message says file and line.
     """
-    path = _present(root / file)
-    if isinstance(schema, str):
-        schema = _schema(_present(root / schema))
-    lines = list(_lines(path, schema.delimiter))
-    names = list(schema.names) if schema.names else (lines.pop(0)[1] if lines else [])
-    _check_names(path, names, schema)
+    path = _present(root / Path(file).expanduser())
+    wanted = _schema(schema, root)
+    lines = list(_lines(path, wanted.delimiter))
+    names = list(wanted.names) if wanted.names else (lines.pop(0)[1] if lines else [])
+    _check_names(path, names, wanted)
     if not lines:
         raise FedsimError(f"{path}: expected rows, got none")
     for number, cells in lines:
@@ -463,25 +487,31 @@ def csv_table(
                 f"{path}, line {number}: expected {len(names)} values, got {len(cells)}"
             )
     kept = [
-        place for place, name in enumerate(names) if name in {*schema.categories, *schema.numbers}
+        place for place, name in enumerate(names) if name in {*wanted.categories, *wanted.numbers}
     ]
 
     def column(place: int) -> Column:
         name = names[place]
-        if name in schema.numbers:
-            return Column(name=name, **schema.numbers[name].model_dump())
-        found = schema.categories[name] or sorted({cells[place] for _, cells in lines})
+        if name in wanted.numbers:
+            return Column(name=name, **wanted.numbers[name].model_dump())
+        found = wanted.categories[name] or sorted({cells[place] for _, cells in lines})
         return Column(name=name, categories=tuple(found))
 
     columns = Columns(columns=[column(place) for place in kept])
+    if columns.width > MOST_COORDINATES:
+        widest = max(columns.columns, key=lambda one: one.width)
+        raise ConfigError(
+            f"{path}: rows have {columns.width} coordinates, more than {MOST_COORDINATES}; "
+            f"'{widest.name}' has {widest.width} categories: drop it, or make it a number"
+        )
     inputs = _read_rows(path, [(n, [cells[p] for p in kept]) for n, cells in lines], columns)
-    told = [(number, cells[names.index(schema.label)]) for number, cells in lines]
-    classes = schema.classes or tuple(sorted({label for _, label in told}))
+    told = [(number, cells[names.index(wanted.label)]) for number, cells in lines]
+    classes = wanted.classes or tuple(sorted({label for _, label in told}))
     labels = _read_labels(path, told, classes)
     counts = np.bincount(labels, minlength=len(classes))
     if len(classes) < 2 or counts[counts > 0].min() < 2:
         raise FedsimError(
-            f"{path}: '{schema.label}' must have two values or more, each in two rows at least, "
+            f"{path}: '{wanted.label}' must have two values or more, each in two rows at least, "
             f"got {dict(zip(classes, counts.tolist(), strict=True))}"
         )
     train, test = split(inputs, labels)
@@ -496,22 +526,25 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _schema(path: Path) -> TableSchema:
-    """Read a schema.
+def _schema(schema: str | dict[str, object], root: Path) -> TableSchema:
+    """Return a schema, or that of a file.
 
     Raises:
         ConfigError: It is none.
     """
+    source = "data.options.schema"
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        return TableSchema.model_validate(found)
+        if isinstance(schema, str):
+            path = _present(root / Path(schema).expanduser())
+            source, text = str(path), path.read_text(encoding="utf-8-sig")
+            schema = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        return TableSchema.model_validate(schema)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+        raise ConfigError(f"{source}: {where + ': ' if where else ''}{first['msg']}") from error
     except ValueError as error:  # what both parsers raise, and bytes that are no UTF-8
-        raise ConfigError(f"{path}: expected TOML, or JSON in a .json file: {error}") from error
+        raise ConfigError(f"{source}: expected TOML, or JSON in a .json file: {error}") from error
 
 
 def _check_names(path: Path, names: Sequence[str], schema: TableSchema) -> None:
@@ -540,17 +573,36 @@ def _lines(path: Path, delimiter: str, comment: str = "") -> Iterator[tuple[int,
     Raises:
         FedsimError: It is no text.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    reader = None
+    reader = csv.reader(
+        io.StringIO(_text(path), newline=""), delimiter=delimiter, skipinitialspace=True
+    )
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
-            for cells in reader:
-                if cells and not (comment and cells[0].startswith(comment)):
-                    yield reader.line_num, [cell.strip() for cell in cells]
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
-        line = reader.line_num + 1 if reader else 1
+        for cells in reader:
+            if any(cells) and not (comment and cells[0].startswith(comment)):
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        line = reader.line_num + 1
         raise FedsimError(f"{path}, line {line}: expected lines of text, got {error}") from error
+
+
+def _text(path: Path) -> str:
+    """Return what is in a file, plain or `.gz`.
+
+    Raises:
+        FedsimError: It is no text, or more than `MOST_BYTES`.
+    """
+    data = b""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) <= MOST_BYTES:
+            return data.decode("utf-8-sig")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FedsimError(f"{path}: expected a file packed by gzip, got {error}") from error
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise FedsimError(f"{path}, line {line}: expected lines of text, got {error}") from error
+    raise FedsimError(f"{path}: expected {MOST_BYTES >> 20} MiB of text at most; cut it into parts")
 
 
 def _read_rows(path: Path, rows: Sequence[tuple[int, list[str]]], columns: Columns) -> Array:

@@ -1,5 +1,6 @@
 """What every text data set is once it is loaded."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.text.tokens import IGNORED, Head, Tokens
-from fedsim.data.images import SPLIT_SEED, split
+from fedsim.data.images import SPLIT_SEED, Array, split
 from fedsim.data.kinds import Modality
 from fedsim.data.vocabulary import Vocabulary, learned_vocabulary, read_vocabulary
 from fedsim.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+FEWEST = 10
+"""Texts of which a fifth can be the test split."""
 Length = Annotated[int, Field(ge=4, le=4096)]
 """The option `length` of every text data set: tokens of an example, with special ones."""
 VocabularySize = Annotated[int, Field(ge=50)]
@@ -117,19 +122,16 @@ def text_data(
         raise ConfigError(
             "data.options.packed joins texts, which have a class each; set it to false"
         )
-    if test is None and len(texts) < 10:
-        raise ConfigError(f"data '{name}' needs at least 10 texts, got {len(texts)}")
-    kept = np.asarray(texts, dtype=object)
-    classes = np.asarray(
-        labels if wanted.task == "classes" else np.zeros(len(texts)), dtype=np.int64
-    )
+    if wanted.task == "classes" and len(class_names) < 2:
+        raise ConfigError(f"data '{name}' needs two classes or more, got {len(class_names)}")
+    if test is None and len(texts) < FEWEST:
+        raise ConfigError(f"data '{name}' needs at least {FEWEST} texts, got {len(texts)}")
+    kept, classes = np.asarray(texts, dtype=object), _classes(wanted, len(texts), labels)
     if test is None:
         (kept, classes), (held_out, held_classes) = split(kept, classes)
     else:
         held_out = np.asarray(test, dtype=object)
-        held_classes = np.asarray(
-            test_labels if wanted.task == "classes" else np.zeros(len(test)), dtype=np.int64
-        )
+        held_classes = _classes(wanted, len(test), test_labels)
     vocabulary = (
         read_vocabulary(Path(wanted.vocabulary).expanduser())
         if wanted.vocabulary
@@ -150,12 +152,18 @@ def text_data(
     )
 
 
+def _classes(wanted: Wanted, num: int, labels: Sequence[int] | None) -> Array:
+    """Return a class per text, zeros where none is predicted."""
+    told = labels if wanted.task == "classes" else np.zeros(num)
+    return np.asarray(told, dtype=np.int64)
+
+
 def _examples(
     vocabulary: Vocabulary,
     texts: list[str],
     tokens: Tokens,
     wanted: Wanted,
-    classes: np.ndarray,
+    classes: Array,
     part: str,
 ) -> tuple[Tensor, Tensor]:
     """Return inputs (N, T) and labels, (N,) or (N, T)."""
@@ -175,6 +183,12 @@ def _examples(
                 f"the {part} texts hold {len(stream)} tokens, fewer than one example of "
                 f"data.options.length = {wanted.length}"
             )
+    kept = [place for place, piece in enumerate(pieces) if piece]
+    if blank := len(pieces) - len(kept):
+        logger.info("%d of %d %s texts have no token: left out", blank, len(pieces), part)
+        pieces, classes = [pieces[place] for place in kept], classes[kept]
+    if not pieces:
+        raise ConfigError(f"there must be {part} texts that have a token, got none")
     inputs = torch.full((len(pieces), wanted.length), tokens.pad)
     for row, piece in zip(inputs, pieces, strict=True):
         line = torch.tensor([*before, *piece[:room], *after])

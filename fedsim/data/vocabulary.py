@@ -16,6 +16,10 @@ _NAMES = {
     "end": ("[SEP]", "</s>", "<eos>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
 }
+MOST_TOKENS = 2**20
+"""Of a vocabulary; those of today's language models have a quarter of it."""
+BLANK = "\u0120"
+"""How byte-level vocabularies write a blank."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,8 +91,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
             tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_padding()  # texts are cut and padded by us
             tokenizer.no_truncation()
-            return _vocabulary(tokenizer)
-        return _vocabulary(BertWordPieceTokenizer(str(file), lowercase=True))
+        else:
+            tokenizer = BertWordPieceTokenizer(str(file), lowercase=True)
+        found = _vocabulary(tokenizer)
+        found.encode(["\u2603"])  # some fail at the first word that they do not know
+        return found
     except Exception as error:  # the library raises no more than that
         raise ConfigError(f"data.options.vocabulary: '{file}' is no vocabulary: {error}") from error
 
@@ -125,6 +132,8 @@ def learned_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
 
 def _vocabulary(tokenizer: Any) -> Vocabulary:
     numbers = tokenizer.get_vocab(with_added_tokens=True)
+    if (last := max(numbers.values())) >= MOST_TOKENS:  # a file may number its tokens as it likes
+        raise ConfigError(f"numbers of tokens must be below {MOST_TOKENS}, got {last}")
     words = ["" for _ in range(1 + max(numbers.values()))]
     for word, number in numbers.items():
         words[number] = word
@@ -134,7 +143,7 @@ def _vocabulary(tokenizer: Any) -> Vocabulary:
 def written(words: Sequence[str]) -> str:
     """Return tokens of a WordPiece or byte-level vocabulary as one reads them."""
     text = " ".join(words).replace(" ##", "")
-    if "\u0120" in text:  # how byte-level vocabularies write a blank
-        text = "".join(words).replace("\u0120", " ")
+    if BLANK in text:
+        text = "".join(words).replace(BLANK, " ")
     text = re.sub(r" ' (s|t|d|m|re|ve|ll)\b", r"'\1", text)
     return re.sub(r" ([.,:;!?)\]])", r"\1", text).strip()

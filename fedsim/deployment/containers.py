@@ -3,10 +3,10 @@
 - `prepare` makes the certificates and the secret that server and director share, once.
 - `node` claims a number, and plays that client: a SuperNode and its executor.
 - `direct` waits for the nodes, lets them in, runs the experiment, scores and reports.
-- `attack` attacks what the run records, from another container, without truth and network.
+- `attack` attacks what the run records, from another container, without network, truth and scores.
 
-The SuperLink and the page are programs of their own and run as they are. All of them share the
-run directory by volumes, so that it has the same path everywhere: `Places`.
+The SuperLink and the page are programs of their own and run as they are. Each of them has the parts
+of the run directory that it needs, by volumes with the same path everywhere: `Places`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedsim.deployment import parts, processes
 from fedsim.deployment.certificates import issue, write_secret
-from fedsim.deployment.engine import LOOK_S, START_S, Deployment, check_end
+from fedsim.deployment.engine import LOOK_S, START_S, Deployment, check_end, obeyed
 from fedsim.deployment.enrolment import Enrolled, enrol, gathered, welcome
 from fedsim.deployment.flower_private import Control
 from fedsim.deployment.parts import Site
 from fedsim.deployment.processes import Part
-from fedsim.deployment.spool import SpoolPool, SpoolWorker, folder_of
+from fedsim.deployment.spool import SpoolPool, SpoolWorker, folder_of, tell_end
 from fedsim.engines.ending import Ending
 from fedsim.errors import FedsimError, RunFailed
 from fedsim.files import read_json, replace_bytes
@@ -63,6 +63,8 @@ ABSENT_S = 120.0
 SPARE = timedelta(days=2)
 """A certificate that is good for less is made anew."""
 SECRET_BYTES = 32
+TOLD = ("environment.json", "public_sample.safetensors", "knowledge.json", "config.toml")
+"""What of a run's documents attackers are told; the last one comes last."""
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes, as of the commands."""
 
@@ -114,6 +116,11 @@ class Places:
     def enrolment(self) -> Path:
         """Where nodes claim numbers."""
         return self.root / "enrolment"
+
+    @property
+    def told(self) -> Path:
+        """What attackers are told of the run, who see nothing of its other documents."""
+        return self.root / "told"
 
     @property
     def node(self) -> Path:
@@ -226,6 +233,7 @@ class Directed(Deployment):
 
     def open_pool(self) -> AttackPool:
         """Offer attacks to whoever takes them, and take them itself if nobody does."""
+        hand_over(self.run.root, Places.here().told)
         workers = self.experiment.engine.attack_workers
         return SpoolPool(
             self.run,
@@ -241,7 +249,8 @@ class Directed(Deployment):
         places = Places.here()
         with tempfile.TemporaryDirectory(prefix="fedsim-direct-") as folder, ExitStack() as stack:
             site = Site(Path(folder), Path(folder))
-            write_secret(site.home / "executor.secret", places.secret.read_bytes())
+            secret = places.secret.read_bytes()
+            write_secret(site.home / "executor.secret", secret)
             ending = Ending(self.run, site.home)
             server_app = parts.start_server_app(site, places.superlink, places.authority)
             stack.callback(processes.end, [server_app])
@@ -249,7 +258,7 @@ class Directed(Deployment):
             processes.wait_until(
                 lambda: processes.answers(places.superlink), server_app, timeout_s=START_S
             )
-            with Control(places.superlink, places.authority) as control:
+            with obeyed(), Control(places.superlink, places.authority, secret) as control:
                 if places.tls:
                     for one in self._nodes(places):
                         _let_in(control, places.enrolment, one)
@@ -317,7 +326,9 @@ def direct(
         return read_json(run.summary)
     if run.config.is_file():
         LOG.info("going on with the run in %s", folder)
-        return driver.resume(folder, watch=_Teller()).summary
+        done = driver.resume(folder, watch=_Teller())
+        tell_end(run, done.summary["status"])
+        return done.summary
     there = gathered(places.enrolment, least=nodes, settle_s=SETTLE_S, timeout_s=GATHER_S)
     LOG.info("%d nodes enrolled", len(there))
     more = [f"engine.name={DIRECTED}", f"partition.clients={len(there)}"]
@@ -326,6 +337,7 @@ def direct(
         (folder / part).mkdir(exist_ok=True)
     (folder / "truth").mkdir(mode=0o700, exist_ok=True)
     done = driver.run(experiment, overrides=[*overrides, *more], into=run, watch=_Teller())
+    tell_end(run, done.summary["status"])
     return done.summary
 
 
@@ -364,12 +376,21 @@ class _Teller:
 # attack
 
 
+def hand_over(source: Path, place: Path) -> None:
+    """Copy what attackers are told."""
+    for name in TOLD:
+        if (source / name).is_file():
+            replace_bytes(place / name, (source / name).read_bytes())
+
+
 def attack(places: Places, workers: int) -> None:
     """Attack what a run records until it is over."""
     folder = places.run
-    while not ((folder / "config.toml").is_file() and folder_of(RunDirectory(folder)).is_dir()):
-        time.sleep(0.5)
     run = RunDirectory(folder)
+    while not ((places.told / "config.toml").is_file() and folder_of(run).is_dir()):
+        time.sleep(0.5)
+    hand_over(places.told, folder)
+    events = 0
     with ExitStack() as stack:
         pool = ProcessPool(run, workers)
         stack.callback(pool.close)
@@ -378,6 +399,9 @@ def attack(places: Places, workers: int) -> None:
         LOG.info("attacking what %s records, %d at a time", folder, workers)
         while not worker.over:
             worker.step()
+            for event in run.events()[events:]:  # nobody reads them here
+                events += 1
+                LOG.warning("%s: %s\n%s", event["kind"], event["message"], event.get("trail", ""))
             time.sleep(0.1)
     LOG.info("the run is over")
 

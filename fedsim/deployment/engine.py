@@ -3,8 +3,8 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,7 +159,7 @@ class Deployment:
             processes.wait_until(
                 lambda: processes.answers(meeting_point), federation.tap, timeout_s=START_S
             )
-        with Control(address, authority) as control:
+        with obeyed(), Control(address, authority, site.secret.read_bytes()) as control:
             for node in federation.nodes:
                 if certificates is not None:
                     node.key_file = site.home / f"node-{node.number}.key"
@@ -229,7 +229,8 @@ class Deployment:
         if node.key is None:  # without keys it would be another node to the SuperLink
             return
         authority = federation.certificates.authority if federation.certificates else None
-        with suppress(httpx.HTTPError), Control(federation.address, authority) as control:
+        secret = federation.site.secret.read_bytes()
+        with suppress(httpx.HTTPError), Control(federation.address, authority, secret) as control:
             control.declare_lost(node.id, node.key)  # or else Flower notices after a minute
         if again:
             node.restarts += 1
@@ -247,6 +248,16 @@ class Deployment:
         federation.restarts += 1
         ports = [node.port for node in federation.nodes]
         federation.executor = parts.start_executor(federation.site, ports, self.experiment)
+
+
+@contextmanager
+def obeyed() -> Iterator[None]:
+    """Raise `RunFailed` where a SuperLink refuses an order, or cannot be reached."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise RunFailed(f"the SuperLink did not do as it was told: {why}") from error
 
 
 def check_end(server_app: Part, ending: Ending) -> None:

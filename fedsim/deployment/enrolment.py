@@ -145,12 +145,11 @@ def enrolled(folder: Path) -> list[Enrolled]:
         if not (number.isascii() and number.isdigit()):
             continue
         check_plain(path, LARGEST_KEY)
-        try:
+        key: object = None
+        with suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key = serialization.load_pem_public_key(path.read_bytes())
-        except ValueError as error:
-            raise Damaged(f"{path}: not a public key") from error
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise Damaged(f"{path}: not a key on an elliptic curve")
+            raise Damaged(f"{path}: not a public key on an elliptic curve that is known")
         found.append(Enrolled(int(number), key))
     return sorted(found, key=lambda one: one.number)
 

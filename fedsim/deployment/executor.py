@@ -66,8 +66,7 @@ def serve(source: TaskSource, app: ClientApp, memo: Path) -> None:
             _answer(source, app, token, memo)
         except (httpx.HTTPError, RuntimeError) as error:
             LOG.warning("an answer could not be given: %s", error)
-        finally:
-            memo.unlink(missing_ok=True)
+        memo.unlink(missing_ok=True)  # but not when this process dies of another error
 
 
 def _answer(source: TaskSource, app: ClientApp, token: str, memo: Path) -> None:
@@ -101,8 +100,11 @@ def _answer_for_predecessor(source: TaskSource, memo: Path) -> None:
 
 def _write(memo: Path, token: str, said: bytes) -> None:
     draft = memo.with_suffix(".new")
-    draft.write_bytes(token.encode() + b"\n" + said)
-    draft.replace(memo)
+    try:
+        draft.write_bytes(token.encode() + b"\n" + said)
+        draft.replace(memo)
+    except OSError as error:  # a full disk: better an answer without a note than none
+        LOG.warning("a successor could not be told: %s", error)
 
 
 @contextmanager

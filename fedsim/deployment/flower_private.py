@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import tomli_w
@@ -37,6 +37,7 @@ from flwr.proto.runtime_pb2 import (
     PullAppMessagesRequest,
     SendTaskHeartbeatRequest,
 )
+from flwr.supercore.auth import create_superexec_auth_metadata, derive_auth_secret
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -62,11 +63,16 @@ from fedsim.deployment.flower_waits import (
     hasten_supernode,
 )
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
 CRASHED = 8
 """Flower's error code for a ClientApp that stopped responding."""
 ANSWER_S = 5.0
 """Seconds that a SuperLink may take to say that it is well."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+CONTROL = "/v1/control/"
+"""Where a SuperLink takes orders: to start runs, to register nodes, and the like."""
 
 
 def run_superlink(arguments: list[str]) -> None:
@@ -74,8 +80,57 @@ def run_superlink(arguments: list[str]) -> None:
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     hasten_superlink()
+    obey_the_director_alone()
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
+
+
+def obey_the_director_alone() -> None:
+    """Have the SuperLink of this process refuse orders of who does not hold its secret (401).
+
+    Flower takes them from everybody who reaches it, and the oldest run is what the ServerApp
+    carries out, code included.
+    """
+    from flwr.superlink import main
+    from starlette.middleware import Middleware
+
+    layers = main._get_middleware()
+    # the layer that reads requests goes before the one that checks what they are signed with
+    names = [getattr(one.cls, "__name__", "") for one in layers]
+    layers.insert(names.index("ProtobufTranslationMiddleware") + 1, Middleware(_DirectorAlone))
+    main._get_middleware = lambda: list(layers)
+
+
+class _DirectorAlone:
+    """A layer around a SuperLink: orders must be signed as an executor signs that it wants a task.
+
+    The signature covers path, body, time and a number used once, so that the secret itself never
+    crosses the link, and who hears a request on plain HTTP can neither change nor repeat it.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Pass a request on, or refuse it."""
+        # the path by which it is routed; that of `request.url` can be bent by a header
+        if scope["type"] == "http" and scope["path"].startswith(CONTROL):
+            _check_director(scope)
+        await self.app(scope, receive, send)
+
+
+def _check_director(scope: "Scope") -> None:
+    from fastapi import Request
+    from flwr.supercore.dependencies.superexec import authenticate_superexec_request
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+
+    request = Request(scope)
+    state = request.app.state
+    if state.superexec_auth_secret is None:  # Flower checks nothing then
+        raise FlowerError(
+            ApiErrorCode.RUNTIME_AUTHENTICATION_FAILED, "this SuperLink has no secret"
+        )
+    authenticate_superexec_request(request, state.linkstate_factory.state(), scope["path"])
 
 
 def run_supernode(arguments: list[str]) -> None:
@@ -240,22 +295,39 @@ def content_from_bytes(data: bytes) -> RecordDict:
 # who directs
 
 
+class _Signed:
+    """Signs orders, as `_DirectorAlone` wants them."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = derive_auth_secret(secret)
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """Add the signature to a request."""
+        request: httpx.Request = context.request
+        signature = create_superexec_auth_metadata(
+            auth_secret=self._secret, method=request.url.path, request=context.message
+        )
+        request.headers.update(signature)
+        return call_next(context)  # type: ignore[no-any-return]
+
+
 class Control:
     """Registers nodes at a SuperLink, and starts the run.
 
     Args:
         address: Of the SuperLink.
         authority: Certificate of who signed the SuperLink's; None where it has none.
+        secret: What the SuperLink knows its director by.
     """
 
-    def __init__(self, address: str, authority: Path | None) -> None:
+    def __init__(self, address: str, authority: Path | None, secret: bytes) -> None:
         self.address = address
         self.certificates = None if authority is None else authority.read_bytes()
         self._client = ControlHttpClient.from_server_address(
             server_address=address,
             insecure=authority is None,
             root_certificates=self.certificates,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim")],
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim"), _Signed(secret)],
         )
 
     def answers(self) -> bool:

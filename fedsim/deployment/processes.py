@@ -61,7 +61,8 @@ def start(name: str, module: str, arguments: Sequence[str], *, home: Path, logs:
     log = logs / f"{name}.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            # -P: where we are, which may be a run of somebody else, is no place for code
+            [sys.executable, "-P", "-m", module, *arguments],
             env=environment(home) | {TIED: "1"},
             stdin=subprocess.PIPE,
             stdout=file,

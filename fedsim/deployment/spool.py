@@ -30,12 +30,20 @@ PATIENCE_S = 90.0
 MOST_TRIES = 3
 """Workers that may die of a job."""
 
+OVER = "over.json"
+"""Says to workers that nobody offers jobs; with the status `done`, that nobody ever will."""
+
 Clock = Callable[[], float]
 
 
 def folder_of(run: RunDirectory) -> Path:
     """Return where the jobs of a run lie."""
     return run.root / "jobs"
+
+
+def tell_end(run: RunDirectory, status: str) -> None:
+    """Say to workers how a run ended, also to those who come later."""
+    replace_json(folder_of(run) / OVER, {"status": status})
 
 
 @dataclass
@@ -145,7 +153,7 @@ class SpoolPool:
             self.own.pool.close()
         for number in self.open:
             self._forget(number)
-        replace_json(self.folder / "over.json", {})
+        replace_json(self.folder / OVER, {})
 
     def _offer(self, number: int) -> None:
         one = self.open[number]
@@ -262,18 +270,21 @@ class SpoolWorker:
         self.folder = folder_of(run)
         self.pool = pool
         self.size = size
-        self.began = time.time()
+        self.over_before = self._end()
         self.sign = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}"
         self.touched = 0.0
         self.taken: dict[Path, tuple[Job, list[Record]]] = {}
 
     @property
     def over(self) -> bool:
-        """Whether the run needs no worker any more."""
-        try:
-            return (self.folder / "over.json").stat().st_mtime > self.began
-        except FileNotFoundError:
+        """Whether the run needs no worker any more, as its director says; no clock is asked."""
+        end = self._end()
+        if end is None:
             return False
+        # what stood there before is of a run that may be gone on with, unless it says otherwise
+        with contextlib.suppress(FileNotFoundError):  # a run is gone on with at this moment
+            return end != self.over_before or read_json(self.folder / OVER).get("status") == "done"
+        return False
 
     def step(self) -> None:
         """Show a sign of life, take what there is room for, and bring what is done."""
@@ -298,6 +309,13 @@ class SpoolWorker:
                 path.rename(path.with_name(f"{stem}.job.json"))
         self.taken.clear()
         self.sign.unlink(missing_ok=True)
+
+    def _end(self) -> tuple[int, int] | None:
+        try:
+            found = (self.folder / OVER).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
 
     def _touch(self) -> None:
         if time.monotonic() - self.touched < TOUCH_S:

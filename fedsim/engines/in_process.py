@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.catalog import CLIENT_APP, SERVER_APP, load
+from fedsim.catalog import CLIENT_APP, CLIENTS_TOGETHER, SERVER_APP, load
 from fedsim.config import Experiment
 from fedsim.engines.local import FIRST_NODE, LocalGrid, answer, client_context, server_context
 from fedsim.pool import AttackPool, ProcessPool
@@ -25,13 +25,29 @@ class InProcessGrid(LocalGrid):
     def __init__(self, experiment: Experiment, run: RunDirectory, app: ClientApp) -> None:
         super().__init__(experiment.partition.clients)
         self.app = app
-        self.contexts = [client_context(experiment, run, node) for node in range(self.num_nodes)]
+        self.experiment = experiment
+        self.run_directory = run
+        self.contexts: dict[int, Context] = {}
+
+    @property
+    def node_of_client(self) -> dict[int, int]:
+        """Node ids by client number: nobody has to ask for them."""
+        return dict(enumerate(self.get_node_ids()))
+
+    def context(self, client: int) -> Context:
+        """Return the context of the node that plays a client, made when it is first needed."""
+        if client not in self.contexts:
+            self.contexts[client] = client_context(self.experiment, self.run_directory, client)
+        return self.contexts[client]
 
     def deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """Call the ClientApp for each message, in order; a function call has no timeout."""
         del timeout
+        if self.experiment.engine.vectorise == "auto":
+            contexts = [self.context(one.metadata.dst_node_id - FIRST_NODE) for one in messages]
+            load(CLIENTS_TOGETHER)(messages, contexts)
         return [
-            answer(self.app, message, self.contexts[message.metadata.dst_node_id - FIRST_NODE])
+            answer(self.app, message, self.context(message.metadata.dst_node_id - FIRST_NODE))
             for message in messages
         ]
 

@@ -1,7 +1,9 @@
 """Clients on persistent Ray actors: on the cores of this machine, or of a cluster.
 
 An actor keeps data and model, plays its own clients only, and gets one call per round with all of
-its messages; what many messages share (the weights) is put into the object store once.
+its messages; what many messages share (the weights) is put into the object store once. Actors are
+spread over the nodes of a cluster. What is lost with an actor, or with its node, is done again by
+another.
 """
 
 import contextlib
@@ -11,9 +13,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
@@ -34,8 +39,12 @@ from fedsim.engines.local import (
 from fedsim.engines.ray_private import keep_to_ourselves, reach_out
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record
+from fedsim.held_arrays import HeldArray, held_by
 from fedsim.pool import AttackPool, Job
 from fedsim.records import RunDirectory
+
+TRIES = 2
+"""Workers that may take up the messages of a round: if one dies, another does."""
 
 
 def environment(address: str) -> dict[str, Any]:
@@ -53,19 +62,21 @@ class ClientWorker:
         experiment: What is run, as JSON.
         root: The run directory.
         numbers: The clients that it plays.
+        app: The ClientApp, by reference.
     """
 
-    def __init__(self, experiment: str, root: str, numbers: Sequence[int]) -> None:
+    def __init__(self, experiment: str, root: str, numbers: Sequence[int], app: str) -> None:
         torch.set_num_threads(1)  # as every worker of every engine, for equal bits
-        self.app = load(CLIENT_APP)
+        self.app = load(app)
         parsed = Experiment.model_validate_json(experiment)
         run = RunDirectory(Path(root))
         self.contexts: dict[int, Context] = {
             number: client_context(parsed, run, number) for number in numbers
         }
 
-    def ready(self) -> None:
-        """Return once the worker is built."""
+    def ready(self) -> str:
+        """Return the id of the node that it is on, once the worker is built."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def answer(
         self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
@@ -87,46 +98,73 @@ class ClientWorker:
         ]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What one worker was given of a round.
+
+    Attributes:
+        place: Which worker.
+        mine: The messages it answers, as places in the round.
+        tries: Workers that may take it up, this one included.
+    """
+
+    place: int
+    mine: list[int]
+    tries: int = TRIES
+
+
 class RayGrid(LocalGrid):
     """Nodes live on actors; client `n` always on actor `n mod workers`.
 
     Args:
         experiment: What to run.
         run: Where its records go.
+        app: The ClientApp, by reference.
+
+    Attributes:
+        placed: The Ray node of each actor, by id, as of the start.
     """
 
-    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+    def __init__(self, experiment: Experiment, run: RunDirectory, app: str = CLIENT_APP) -> None:
         super().__init__(experiment.partition.clients)
+        self.app = app
         self.experiment = experiment
         self.run_directory = run
         self.size = min(experiment.engine.workers, self.num_nodes)
         self.actors = [self._start(place) for place in range(self.size)]
         # the reply timeout of a round must not have to cover the start of processes
         try:
-            ray.get([actor.ready.remote() for actor in self.actors])
+            self.placed: list[str] = ray.get([actor.ready.remote() for actor in self.actors])
         except RayError as error:
-            said = str(error).strip().splitlines()[-1]
-            raise RunFailed(f"a client worker did not start: {said}") from error
+            raise RunFailed(f"a client worker did not start: {_last_line(error)}") from error
 
-    def _start(self, place: int) -> Any:
+    def _start(self, place: int, num_cpus: int = 1) -> Any:
         actor = ray.remote(ClientWorker).options(
-            num_cpus=1,
+            num_cpus=num_cpus,
             num_gpus=self.experiment.engine.client_gpus,
+            scheduling_strategy="SPREAD",
             runtime_env=environment(self.experiment.engine.address),
         )
         numbers = list(range(place, self.num_nodes, self.size))
         root = str(self.run_directory.root.resolve())
-        return actor.remote(self.experiment.model_dump_json(), root, numbers)
+        return actor.remote(self.experiment.model_dump_json(), root, numbers, self.app)
 
     def deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """Send each actor its messages in one call, and collect the replies.
 
-        A worker that dies costs its clients this round (an error reply each) and is replaced; a
-        worker that does not answer in time costs the same, and its clients' replies are missing.
+        What a worker that dies was asked is asked of another in its place, which is an event; if
+        that one dies as well, its clients miss this round (an error reply each). A worker that
+        does not answer in time is replaced, and its clients' replies are missing.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         contents = {id(message.content): message.content for message in messages}
         stored = {key: ray.put(content) for key, content in contents.items()}
-        calls: dict[Any, tuple[int, list[int]]] = {}
+        asked: dict[Any, _Call] = {}
+
+        def ask(call: _Call) -> None:
+            mine = [messages[index] for index in call.mine]
+            asked[self._call(call.place, mine, stored)] = call
+
         for place in range(self.size):
             mine = [
                 index
@@ -134,24 +172,29 @@ class RayGrid(LocalGrid):
                 if (message.metadata.dst_node_id - FIRST_NODE) % self.size == place
             ]
             if mine:
-                calls[self._call(place, [messages[index] for index in mine], stored)] = (
-                    place,
-                    mine,
-                )
-        ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout)
+                ask(_Call(place, mine))
         replies: dict[int, Message] = {}
-        for call in ready:
-            place, mine = calls[call]
+        while asked:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(asked), timeout=left)
+            if not ready:
+                break
+            call = asked.pop(ready[0])
             try:
-                replies.update(zip(mine, ray.get(call), strict=True))
+                for index, reply in zip(call.mine, ray.get(ready[0]), strict=True):
+                    replies[index] = _readable(reply)
             except RayError as error:
                 reason = f"the worker died: {type(error).__name__}"
+                self._replace(call.place)
+                if call.tries > 1:
+                    self._note_redone(call, reason)
+                    ask(_Call(call.place, call.mine, call.tries - 1))
+                    continue
                 replies.update(
-                    {index: failure(messages[index], NO_REPLY, reason) for index in mine}
+                    {index: failure(messages[index], NO_REPLY, reason) for index in call.mine}
                 )
-                self._replace(place)
-        for call in late:  # it may never end: its clients go to a fresh worker
-            self._replace(calls[call][0])
+        for call in asked.values():  # it may never end: its clients go to a fresh worker
+            self._replace(call.place)
         return [replies[index] for index in sorted(replies)]
 
     def _call(self, place: int, messages: Sequence[Message], stored: dict[int, Any]) -> Any:
@@ -160,14 +203,50 @@ class RayGrid(LocalGrid):
         metadata = [message.metadata for message in messages]
         return self.actors[place].answer.remote(metadata, places, *(stored[key] for key in keys))
 
+    def _note_redone(self, call: _Call, reason: str) -> None:
+        self.run_directory.append_event(
+            "worker-replaced",
+            f"{reason}; another does the work of its {len(call.mine)} clients again",
+        )
+
     def _replace(self, place: int) -> None:
         ray.kill(self.actors[place])
-        self.actors[place] = self._start(place)
+        # where a node was lost there may be no free core: better share one than wait for ever
+        free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        self.actors[place] = self._start(place, num_cpus=1 if free >= 1 else 0)
 
     def close(self) -> None:
         """End the actors."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+class _Lent:
+    """An array that lies in the object store, as one that PyTorch agrees to read where it lies.
+
+    Ray marks what is in the store as read-only, and PyTorch has no such tensors: it would have to
+    be copied. Nobody changes what a message holds.
+    """
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array = array  # kept, or the store would take its memory back
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
+
+
+def _readable(reply: Message) -> Message:
+    """Let the arrays of a reply be read where they lie."""
+    if reply.has_content():
+        for record in reply.content.array_records.values():
+            for name, array in record.items():
+                held = held_by(array)
+                if held is not None and not held.flags.writeable:
+                    record[name] = HeldArray.of(np.asarray(_Lent(held)))
+    return reply
+
+
+def _last_line(error: RayError) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 class AttackActor(AttackWorker):
@@ -176,6 +255,10 @@ class AttackActor(AttackWorker):
     def __init__(self, root: str) -> None:
         seal_off(Path(root))
         super().__init__(root)
+
+    def ready(self) -> str:
+        """Return the id of the node that it is on, once the worker is built."""
+        return str(ray.get_runtime_context().get_node_id())
 
 
 class RayPool:
@@ -198,6 +281,7 @@ class RayPool:
         actor = ray.remote(AttackActor).options(
             num_cpus=0,
             num_gpus=self.experiment.engine.attack_gpus,
+            scheduling_strategy="SPREAD",
             runtime_env=environment(self.experiment.engine.address),
         )
         return actor.remote(str(self.run.root.resolve()))
@@ -223,7 +307,7 @@ class RayPool:
                 answered += ray.get(call)
                 self.idle.append(actor)
             except RayError as error:
-                reason = f"the attack worker died: {str(error).strip().splitlines()[-1]}"
+                reason = f"the attack worker died: {_last_line(error)}"
                 if (again := job.again(self.run, reason)) is not None:
                     self.jobs.appendleft(again)
                 else:

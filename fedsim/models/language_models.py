@@ -1,5 +1,6 @@
 """Transformers of the `transformers` library, small or large, fed with tokens or embeddings."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -123,14 +124,12 @@ def bert(
         num_attention_heads=_divides(heads, width),
         intermediate_size=inner or 4 * width,
         hidden_act=activation,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
         max_position_embeddings=max(input_shape[0], 2),
         pad_token_id=tokens.pad,
         tie_word_embeddings=tied,
     )
-    config.num_labels = num_classes
-    network = _network(kind, config, rng, tokens, input_shape, num_classes, dropout, pretrained)
+    dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    network = _network(kind, config, rng, tokens, input_shape, num_classes, dropouts, pretrained)
     positions = network.bert.embeddings.position_embeddings
     return Transformer(network, pad=tokens.pad, causal=False, positions=positions)
 
@@ -187,17 +186,14 @@ def gpt2(
         n_head=_divides(heads, width),
         n_inner=inner,
         activation_function=activation,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
         bos_token_id=tokens.start,
         eos_token_id=tokens.end,
         pad_token_id=tokens.pad,
         tie_word_embeddings=tied,
         use_cache=False,
     )
-    config.num_labels = num_classes
-    network = _network(kind, config, rng, tokens, input_shape, num_classes, dropout, pretrained)
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    network = _network(kind, config, rng, tokens, input_shape, num_classes, dropouts, pretrained)
     positions = network.transformer.wpe
     return Transformer(network, pad=tokens.pad, causal=True, positions=positions)
 
@@ -217,10 +213,11 @@ def _network(
     tokens: Tokens,
     input_shape: tuple[int, ...],
     num_classes: int,
-    dropout: float,
+    dropouts: Mapping[str, float],
     pretrained: str,
 ) -> Any:
     """Return a model with weights drawn, or read where some are named."""
+    config.update({"num_labels": num_classes, **dropouts})
     config._attn_implementation = "eager"  # the fused ones have no second derivative
     with weights_from(rng):  # a new head is drawn on pretrained weights, too
         if not pretrained:
@@ -231,8 +228,7 @@ def _network(
                 attn_implementation="eager",
                 num_labels=num_classes,
                 pad_token_id=tokens.pad,
-                hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=dropout,
+                **dropouts,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(

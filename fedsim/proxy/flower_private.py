@@ -9,6 +9,7 @@ any of this.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ PUSH_OBJECT = "/v1/fleet/push-object"
 MOST_PARTS = 100_000
 """Objects that one message may consist of."""
 _DIVIDER = b"\x00"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def _announced(told: PullMessagesResponse | PushMessagesRequest) -> list[Announc
     for tree in told.message_object_trees:
         parts: set[str] = set()
         for part in iterate_object_tree(tree):
+            if not _DIGEST.fullmatch(part.object_id):  # of any length, they would take any room
+                raise ValueError(f"no name of an object: {part.object_id[:80]!r}")
             parts.add(part.object_id)
             if len(parts) > MOST_PARTS:
                 raise ValueError(f"a message of more than {MOST_PARTS} objects")

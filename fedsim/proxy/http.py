@@ -15,13 +15,20 @@ Direction = Literal["up", "down"]
 LONGEST_HEAD = 64 * 2**10
 """Bytes of a request line or status line with all headers; also of all trailers."""
 MOST_HEADERS = 200
+BESIDE = 256
+"""Bytes that a line of a head takes beside its letters; of short ones there may be many."""
 LONGEST_CHUNK_LINE = 1024
+_NOTHING = ("", "", "")
 MOST_WAITING = 100
 """Requests on one connection that wait for their answers."""
 
 
 class Garbled(Exception):
     """What came is not HTTP; the message says why."""
+
+
+class NoRoom(Garbled):
+    """More is under way than may be held; what follows on this connection cannot be read."""
 
 
 class Budget:
@@ -55,11 +62,13 @@ class HttpMessage:
         start: The three parts of its first line.
         headers: By name in lower case.
         body: What it carries; None if that was too large to keep.
+        room: Bytes of the budget that it takes.
     """
 
     start: tuple[str, str, str]
     headers: dict[str, str]
     body: bytes | None
+    room: int = 0
 
     @property
     def status(self) -> int:
@@ -76,8 +85,8 @@ class Exchange:
 
     @property
     def kept(self) -> int:
-        """Bytes of both bodies."""
-        return len(self.request.body or b"") + len(self.response.body or b"")
+        """Bytes of the budget that both take."""
+        return self.request.room + self.response.room
 
 
 class Reader:
@@ -86,7 +95,7 @@ class Reader:
     Args:
         direction: up means requests, down means answers.
         largest: Bytes of the largest body that is kept.
-        budget: Bytes of all bodies that are kept by everybody.
+        budget: Bytes of all heads and bodies that are kept by everybody.
         asked: Methods of the requests that wait for an answer, of the same connection.
     """
 
@@ -98,8 +107,10 @@ class Reader:
         self.budget = budget
         self.asked = asked
         self._data = bytearray()
-        self._start = ("", "", "")
+        self._waiting = 0  # of `_data`, as the budget knows it
+        self._start = _NOTHING
         self._headers: dict[str, str] = {}
+        self._head_room = 0
         self._body = bytearray()
         self._kept = True
         self._left = 0
@@ -114,10 +125,15 @@ class Reader:
 
         Raises:
             Garbled: This is not HTTP; what follows on this connection cannot be read.
+            NoRoom: More is under way, on all connections, than the budget has room for.
         """
         self._data += data
+        self.budget.give(self._waiting)
+        self._waiting = 0
         while self._next():
             pass
+        self._hold(len(self._data))
+        self._waiting = len(self._data)
         found, self._found = self._found, []
         return found
 
@@ -130,6 +146,9 @@ class Reader:
         if ended and self._next == self._until_end:
             self._complete()
         self._drop()
+        self.budget.give(self._head_room + self._waiting)
+        self._head_room = self._waiting = 0
+        self._data = bytearray()
         found, self._found = self._found, []
         return found
 
@@ -142,7 +161,7 @@ class Reader:
             return None
         self._answered, self._kept = True, False
         self._drop()
-        return HttpMessage(self._start, self._headers, None)
+        return self._message(None)
 
     # states: each returns whether it got on with the bytes at hand
 
@@ -156,6 +175,8 @@ class Reader:
             return False
         lines = bytes(self._data[:end]).decode("latin-1").split("\r\n")
         del self._data[: end + 4]
+        self._hold(room := end + BESIDE * len(lines))
+        self._head_room = room
         self._start = _first_line(lines[0], request=self.requests)
         self._headers = _headers(lines[1:])
         self._body, self._kept = bytearray(), True
@@ -173,6 +194,7 @@ class Reader:
                 raise Garbled("the connection goes on in another protocol")
             if status < 200:  # the answer proper follows
                 self._next = self._head
+                self.budget.give(self._message(None).room)
                 return
             method = self.asked.popleft() if self.asked else ""
             if method == "HEAD" or status in (204, 304):
@@ -264,6 +286,10 @@ class Reader:
             self.too_large += 1
         del self._data[:number]
 
+    def _hold(self, number: int) -> None:
+        if not self.budget.take(number):
+            raise NoRoom("more is said at a time than there is room for")
+
     def _drop(self) -> None:
         self.budget.give(len(self._body))
         self._body = bytearray()
@@ -271,10 +297,17 @@ class Reader:
     def _complete(self) -> None:
         body = bytes(self._body) if self._kept else None
         if not self._answered:
-            self._found.append(HttpMessage(self._start, self._headers, body))
+            self._found.append(self._message(body))
         self._answered = False
         self._body = bytearray()  # its bytes count until who takes the message gives them back
         self._next = self._head
+
+    def _message(self, body: bytes | None) -> HttpMessage:
+        """Return the message under way, and with it the room that it takes."""
+        room = self._head_room + len(body or b"")
+        said = HttpMessage(self._start, self._headers, body, room)
+        self._start, self._headers, self._head_room = _NOTHING, {}, 0
+        return said
 
 
 @dataclass
@@ -283,7 +316,7 @@ class Conversation:
 
     Attributes:
         largest: Bytes of the largest body that is kept.
-        budget: Bytes of all bodies that are kept; whoever gets an exchange gives its bytes back.
+        budget: Bytes of all that is kept; whoever gets an exchange gives what it takes back.
     """
 
     largest: int
@@ -325,7 +358,7 @@ class Conversation:
         with suppress(Garbled):  # whatever it was, there is no more of it
             self._pair("down", self._readers["down"].close(ended=ended))
         while self._requests:
-            self.budget.give(len(self._requests.popleft().body or b""))
+            self.budget.give(self._requests.popleft().room)
         return self._take()
 
     def _take(self) -> list[Exchange]:
@@ -341,7 +374,7 @@ class Conversation:
             asked = self._requests.popleft() if self._requests else self._readers["up"].answered()
             if asked is None:
                 for one in found[place:]:
-                    self.budget.give(len(one.body or b""))
+                    self.budget.give(one.room)
                 raise Garbled("an answer to nothing")
             self._done.append(Exchange(asked, answer))
 

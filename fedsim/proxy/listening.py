@@ -15,9 +15,9 @@ from pathlib import Path
 
 from fedsim.catalog import load
 from fedsim.config import parse_experiment
-from fedsim.files import read_json, replace_json
+from fedsim.files import read_json, reading, replace_json
 from fedsim.proxy import WIRE_EAR, taps_links
-from fedsim.proxy.http import Budget, Conversation, Direction, Exchange, Garbled
+from fedsim.proxy.http import Budget, Conversation, Direction, Exchange, Garbled, NoRoom
 from fedsim.proxy.rebuild import Rebuilder
 from fedsim.proxy.traffic import TrafficLog
 from fedsim.records import RunDirectory
@@ -203,7 +203,7 @@ class _Reading:
         self.round = 0
         self.encrypted: bool | None = None
         self.rebuild: Rebuilder | None = None
-        experiment = parse_experiment(run.config.read_text(), where=str(run.config))
+        experiment = parse_experiment(run.config_text(), where=str(run.config))
         if taps_links(experiment):
             ear = load(WIRE_EAR)(experiment, run, self._heard)
             self.rebuild = Rebuilder(ear.asked, ear.answered, self.note)
@@ -265,6 +265,9 @@ class _Reading:
         before = wire.conversation.too_large
         try:
             exchanges = wire.conversation.feed(piece.direction, piece.data)
+        except NoRoom as error:
+            self.deafen(piece.connection, "tap-too-large", str(error))
+            return
         except Garbled as error:
             self.deafen(piece.connection, "tap-garbled", f"what crosses is not HTTP: {error}")
             return
@@ -316,9 +319,14 @@ class _Reading:
 
 
 def rounds_heard(run: RunDirectory) -> int:
-    """Return the round up to which a tap heard everything; 0 before the first."""
+    """Return the round up to which a tap heard everything; 0 before the first.
+
+    Raises:
+        Damaged: What it left is not as it writes it.
+    """
     path = run.root / "heard.json"
-    return int(read_json(path)["round"]) if path.is_file() else 0
+    with reading(path):
+        return int(read_json(path)["round"]) if path.is_file() else 0
 
 
 def only_encrypted(run: RunDirectory) -> bool:

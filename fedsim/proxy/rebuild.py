@@ -13,6 +13,8 @@ from fedsim.proxy.http import Exchange
 
 MEMORY = 2**29
 """Bytes of objects that are kept; nodes and SuperLink soon forget what they had, too."""
+BESIDE = 512
+"""Bytes that an object takes beside its content; of small ones there may be very many."""
 MOST_OPEN = 4096
 """Messages of which something is still to come."""
 MOST_OPEN_PARTS = 1_000_000
@@ -30,7 +32,7 @@ class Objects:
     """Objects by name, the most recently used ones: what was sent once is not sent again.
 
     Args:
-        memory: Bytes that they may take.
+        memory: Bytes that they may take, with `BESIDE` for each.
     """
 
     def __init__(self, memory: int) -> None:
@@ -50,12 +52,12 @@ class Objects:
         if name in self._contents:
             self._contents.move_to_end(name)
             return
-        if len(content) > self.memory:
+        if len(content) + BESIDE > self.memory:
             return
         self._contents[name] = content
-        self.held += len(content)
+        self.held += len(content) + BESIDE
         while self.held > self.memory:
-            self.held -= len(self._contents.popitem(last=False)[1])
+            self.held -= len(self._contents.popitem(last=False)[1]) + BESIDE
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """What a reader must know of an attack before its numbers: oracle, active, several rounds."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from attacks.observation import ActiveAttack
 from attacks.threats import ORACLE
 from fedsim.components import build
 from fedsim.errors import ConfigError
-from fedsim.files import Record
+from fedsim.files import Record, reading
 from fedsim.records import RunDirectory
 from fedsim.report.reading import attack_label
 
@@ -43,8 +42,9 @@ def attack_kinds(run: RunDirectory, threat: Record | None) -> dict[str, AttackKi
     Only attacks of this program are built and asked. Of others, whose code a page must not run, as
     much is assumed as the threat model grants.
     """
-    listed = tomllib.loads(run.config.read_text()).get("attacks", [])
-    return {attack_label(one): _kind(one, threat) for one in listed}
+    with reading(run.config):
+        listed = run.read_config().get("attacks", [])
+        return {attack_label(one): _kind(one, threat) for one in listed}
 
 
 def _kind(one: Mapping[str, Any], threat: Record | None) -> AttackKind:

@@ -1,10 +1,10 @@
 """What a run directory holds, read for people: settings by dotted key, text without paths."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedsim.files import reading
 from fedsim.records import RunDirectory
 
 PRIVATE = frozenset({"data.root", "output.directory", "engine.address"})
@@ -15,15 +15,16 @@ _PATH = re.compile(r"(?<![\w/:.])(?:~|/)[^\s'\"<>|,;()\[\]]*/([^\s'\"<>|,;()\[\]
 
 def settings(run: RunDirectory) -> dict[str, Any]:
     """Return the experiment of a run as dotted keys, in order; attacks go by their label."""
-    values = tomllib.loads(run.config.read_text())
-    values["attacks"] = {attack_label(one): one for one in values.get("attacks", [])}
-    return {key: value for key, value in _flat(values) if key not in PRIVATE}
+    with reading(run.config):
+        values = run.read_config()
+        values["attacks"] = {attack_label(one): one for one in values.get("attacks", [])}
+        return {key: value for key, value in _flat(values) if key not in PRIVATE}
 
 
 def attack_labels(run: RunDirectory) -> list[str]:
     """Return the attacks of a run, in the order of its experiment."""
-    attacks = tomllib.loads(run.config.read_text()).get("attacks", [])
-    return [attack_label(one) for one in attacks]
+    with reading(run.config):
+        return [attack_label(one) for one in run.read_config().get("attacks", [])]
 
 
 def attack_label(attack: Mapping[str, Any]) -> str:

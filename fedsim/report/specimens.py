@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedsim.data.vocabulary import BLANK
 from fedsim.examples import Reader
 from fedsim.quality import modality_of, scale_of
 from fedsim.report.gallery import Images, Pair
@@ -17,8 +18,6 @@ Mark = Literal["hit", "near", "miss", ""]
 
 _CLOSERS = frozenset(".,:;!?)]}'%")
 """Before these no blank is written."""
-_BLANK = "\u0120"
-"""How byte-level vocabularies write a blank."""
 _OPEN = "_"
 """Stands where an attack leaves a token open."""
 
@@ -166,9 +165,9 @@ def text_pieces(
         word, apart = reader.word(token) if token >= 0 else _OPEN, True
         if word.startswith("##") and len(word) > 2:
             word, apart = word[2:], False
-        elif _byte_level(reader):
-            apart = word.startswith(_BLANK)
-            word = word.replace(_BLANK, "")
+        elif reader.byte_level:
+            apart = word.startswith(BLANK)
+            word = word.replace(BLANK, "")
         elif word in _CLOSERS:
             apart = False
         pieces.append(Piece(text=word, mark=marks[place], apart=apart and bool(pieces)))
@@ -219,10 +218,6 @@ def _is_shown(reader: Reader, token: int, place: int, truth: Tensor | None) -> b
 
 def _special(reader: Reader) -> frozenset[int]:
     return frozenset() if reader.tokens is None else reader.tokens.special
-
-
-def _byte_level(reader: Reader) -> bool:
-    return any(word.startswith(_BLANK) for word in reader.words)
 
 
 @dataclass(frozen=True, kw_only=True)

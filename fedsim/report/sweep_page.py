@@ -25,6 +25,7 @@ from fedsim.report.wording import count, duration, percent
 from fedsim.schemas.document import Modality
 from fedsim.schemas.statistics import Interval
 from fedsim.schemas.sweep import AttackerRow, SweepCell, SweepSeed
+from fedsim.sweep.config import UNTOLD
 from fedsim.sweep.rows import Measured
 from fedsim.sweep.statistics import resampled
 from fedsim.sweep.tables import data_mean, data_mean_of, modalities
@@ -83,6 +84,7 @@ def build(swept: "Swept") -> Path:
         sweep=record,
         attackers=swept.sweep.attackers.by_role(),
         roles=roles,
+        untold=UNTOLD,
         cells=shown,
         images=_how_many_images(record.cells),
         kinds=kinds,

@@ -42,26 +42,26 @@ class TextScore(Document):
 
     truth: Count
     """Place of the private text in its batch."""
-    guess: Count | None
+    guess: Count | None = None
     """Place of the guess; null if none was left for this text: a miss."""
-    accuracy: Share | None
+    accuracy: Share | None = None
     """Share of private tokens that stand at their place in the guess."""
-    exact: bool
+    exact: bool = False
     """Whether the guess is the text, token by token."""
-    rouge1: Share | None
+    rouge1: Share | None = None
     """F-measure of single tokens that guess and text share, in any order."""
-    rouge2: Share | None
+    rouge2: Share | None = None
     """F-measure of pairs of tokens that follow each other."""
-    rouge_l: Share | None
+    rouge_l: Share | None = None
     """F-measure of the longest common subsequence."""
     num_tokens: Count
     """Private tokens, without special ones."""
     label: int | None
     """Private class; null where tokens are predicted."""
-    guessed_label: int | None
+    guessed_label: int | None = None
     """Class guessed with this text; null if none was."""
-    recovered: bool
-    """Whether the accuracy reaches the threshold."""
+    recovered: bool = False
+    """Whether the accuracy reaches the threshold; never of a text without tokens."""
     certified: bool | None = None
     """Whether the attack says that it has proved this guess; null if it proves nothing."""
 
@@ -71,21 +71,21 @@ class RowScore(Document):
 
     truth: Count
     """Place of the private row in its batch."""
-    guess: Count | None
+    guess: Count | None = None
     """Place of the guess; null if none was left for this row: a miss."""
-    accuracy: Share | None
+    accuracy: Share | None = None
     """Share of features that are right: categories the same, numbers within the tolerance."""
-    exact: bool
+    exact: bool = False
     """Whether all are."""
-    wrong: list[Count]
+    wrong: list[Count] = []
     """The features that are not, by place in the table."""
     confidence: list[Share] = []
     """How sure the attack is of each feature; empty if it does not say."""
     label: int
     """Private label."""
-    guessed_label: int | None
+    guessed_label: int | None = None
     """Label guessed with this row; null if none was."""
-    recovered: bool
+    recovered: bool = False
     """Whether the accuracy reaches the threshold."""
     certified: bool | None = None
     """Whether the attack says that it has proved this guess; null if it proves nothing."""

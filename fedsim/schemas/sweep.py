@@ -146,7 +146,7 @@ class SweepCell(Document):
     baseline_accuracy: float | None = None
     """Accuracy of the cell without a defense that shares most levels with this one."""
     attackers: dict[str, AttackerRow] = {}
-    """By role: plain, adaptive, auto."""
+    """By role: original, plain, adaptive, auto."""
     strongest: str | None = None
     """The role with the highest median PSNR, or accuracy."""
     epsilon: float | None = None

@@ -1,6 +1,5 @@
 """What came out of a run without a server, besides what every run has."""
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
@@ -37,7 +36,7 @@ def among_peers(run: RunDirectory) -> PeersSummary | None:
     links = reach.links(first)
     return PeersSummary(
         topology=reach.topology["name"],
-        protocol=tomllib.loads(run.config.read_text())["protocol"]["name"],
+        protocol=run.read_config()["protocol"]["name"],
         consensus_distance=last.get("consensus_distance"),
         peer_accuracy=spread(last.get("peer_accuracy", [])),
         messages=sum(one.get("messages", 0) for one in reach.rounds),

@@ -367,7 +367,8 @@ def _judge_others(
     """Judge a guess at texts or rows."""
     num_private, labels = len(truth[0]), truth[1]
     private = texts_of(truth, reader) if reader.modality == "text" else truth[0]
-    firsts = [private.tolist().index(one) for one in private.tolist()]
+    listed = private.tolist()
+    firsts = [listed.index(one) for one in listed]
     common = _Judged(
         status=record["status"],
         reason=record["reason"],

@@ -69,23 +69,9 @@ def score_texts(
     for row in range(len(private)):
         place = pairs.get(row)
         label = int(labels[row]) if labels.ndim == 1 else None
-        plain = [one for one in private[row].tolist() if one not in special]
+        num_tokens = sum(one not in special for one in private[row].tolist())
         if place is None:
-            found.append(
-                TextScore(
-                    truth=row,
-                    guess=None,
-                    accuracy=None,
-                    exact=False,
-                    rouge1=None,
-                    rouge2=None,
-                    rouge_l=None,
-                    num_tokens=len(plain),
-                    label=label,
-                    guessed_label=None,
-                    recovered=False,
-                )
-            )
+            found.append(TextScore(truth=row, num_tokens=num_tokens, label=label))
             continue
         one, true = tokens[place : place + 1], private[row : row + 1]
         accuracy = float(token_accuracy(one, true, special=special)[0])
@@ -99,10 +85,10 @@ def score_texts(
                 rouge1=float(measures.one[0]),
                 rouge2=float(measures.two[0]),
                 rouge_l=float(measures.longest[0]),
-                num_tokens=len(plain),
+                num_tokens=num_tokens,
                 label=label,
                 guessed_label=_label(guess, place, label),
-                recovered=accuracy >= threshold,
+                recovered=num_tokens > 0 and accuracy >= threshold,
                 certified=_certified(guess, place),
             )
         )
@@ -140,18 +126,7 @@ def score_rows(
     for row in range(len(private)):
         place, label = pairs.get(row), int(labels[row])
         if place is None:
-            found.append(
-                RowScore(
-                    truth=row,
-                    guess=None,
-                    accuracy=None,
-                    exact=False,
-                    wrong=[],
-                    label=label,
-                    guessed_label=None,
-                    recovered=False,
-                )
-            )
+            found.append(RowScore(truth=row, label=label))
             continue
         same = right(rows[place], private[row], columns, tolerance=tolerance)
         accuracy = float(same.double().mean())

@@ -12,7 +12,7 @@ from fedsim.config import Experiment
 from fedsim.defenses import accounted, build_chain
 from fedsim.errors import ConfigError
 from fedsim.protocols import SERVER
-from fedsim.sweep.config import Level, Published, Sweep, experiment_of, merged
+from fedsim.sweep.config import UNTOLD, Level, Published, Sweep, experiment_of, merged
 
 Purpose = Literal["leakage", "utility"]
 """What a job measures."""
@@ -178,8 +178,8 @@ def _leakage(sweep: Sweep, values: Mapping[str, Any], seed: int, where: str) -> 
     adversary = dict(values.get("adversary", {}))
     grants = list(adversary.get("grants", []))
     defended = sweep.compares == "defenses" or values.get(CHAIN)
-    if defended and attackers.keys() - {"plain"} and "defense" not in grants:
-        grants.append("defense")  # the plain attack ignores it
+    if defended and attackers.keys() - UNTOLD and "defense" not in grants:
+        grants.append("defense")  # attacks that are not told ignore it
     dumped = [one.model_dump(mode="json") for one in attackers.values()]
     values = {
         "name": sweep.name,

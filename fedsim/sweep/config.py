@@ -1,6 +1,6 @@
 """Sweeps: one TOML file that says which experiments to run, checked before anything starts.
 
-A sweep is a base experiment, a grid of overrides, seeds, and up to three attackers. Each cell of
+A sweep is a base experiment, a grid of overrides, seeds, and up to four attackers. Each cell of
 the grid becomes one experiment per seed. What a level of an axis sets takes the place of what the
 base says, key by key; `defenses` of several axes are chained in the order of the axes.
 """
@@ -18,9 +18,11 @@ from fedsim.config import AttackConfig, Experiment, shipped
 from fedsim.errors import ConfigError
 from fedsim.sections import Options, Section, checked, override, shipped_texts
 
-Role = Literal["plain", "adaptive", "auto"]
-"""The three attackers: one that is not told of the defense, one that is, and the strongest."""
-ROLES: tuple[Role, ...] = ("plain", "adaptive", "auto")
+Role = Literal["original", "plain", "adaptive", "auto"]
+"""A paper's attacker; one that is not told of the defense, one that is, and the strongest."""
+ROLES: tuple[Role, ...] = ("original", "plain", "adaptive", "auto")
+UNTOLD: frozenset[Role] = frozenset({"original", "plain"})
+"""Attackers that are not told of the defense."""
 
 
 class Published(Section):
@@ -92,6 +94,8 @@ class UtilityConfig(Section):
 class Attackers(Section):
     """Who attacks each cell; all hear the same updates."""
 
+    original: AttackConfig | None = None
+    """That of the paper whose figures stand beside ours; not told of the defense."""
     plain: AttackConfig | None = None
     """Not told of the defense."""
     adaptive: AttackConfig | None = None
@@ -102,7 +106,7 @@ class Attackers(Section):
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if not self.by_role():
-            raise ValueError("plain, adaptive or auto must name an attack")
+            raise ValueError("original, plain, adaptive or auto must name an attack")
         return self
 
     def by_role(self) -> dict[Role, AttackConfig]:
@@ -139,7 +143,7 @@ class Sweep(Section):
     where (topologies, protocols, threats), by whose images it gets, of all that any cell is
     after."""
     attackers: Attackers
-    """Up to three attackers."""
+    """Up to four attackers."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of all intervals."""
 

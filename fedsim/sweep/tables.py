@@ -218,13 +218,14 @@ def recovered_of(one: AttackerRow) -> str:
 
 
 def published_of(row: SweepCell) -> list[str]:
-    """Return what a paper reports, and our own verdict on the plain attack beside it."""
+    """Return what a paper reports, and our verdict on its attack, or the plain one, beside it."""
     said = row.published
     accuracy = percent(said.accuracy) if said.accuracy is not None else NOTHING
-    plain = row.attackers.get("plain")
+    role = "original" if "original" in row.attackers else "plain"
+    attacker = row.attackers.get(role)
     ours = NOTHING
-    if plain is not None and plain.num_images:
-        ours = "no" if plain.num_recovered else "not broken by plain"
+    if attacker is not None and attacker.num_images:
+        ours = "no" if attacker.num_recovered else f"not broken by {role}"
     verdict = NOTHING if said.defends is None else "yes" if said.defends else "no"
     return [("at most " if said.below else "") + accuracy, verdict, ours]
 

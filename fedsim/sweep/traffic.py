@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from attacks.observation import Kind
-from fedsim.config import read_experiment
+from fedsim.config import parse_experiment
 from fedsim.defenses import UpdateDefense, build_chain
 from fedsim.records import RunDirectory
 from fedsim.wire import to_packed_record
@@ -22,7 +22,7 @@ def packed_bytes(run: RunDirectory) -> float | None:
         The mean over the updates that the adversary heard; None where clients packed them, or it
         heard none of them whole.
     """
-    experiment = read_experiment(run.config)
+    experiment = parse_experiment(run.config_text(), where=str(run.config))
     if any(isinstance(one, UpdateDefense) for one in build_chain(experiment).values()):
         return None
     heard = [

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+from fedsim.data.tables import MOST_COORDINATES
 from fedsim.errors import FedsimError
 from fedsim.examples import Reader, read_data
 from fedsim.records import RunDirectory
 
 MOST_WORDS = 2**18
 """Tokens of a vocabulary; a larger one is not read."""
-MOST_COORDINATES = 4_096
-"""Coordinates of a row; a larger table is not read."""
 
 
 class DataFile:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.progress import MOST_IMAGES
 from fedsim.report.pictures import picture, png
 from fedsim.stages.pairing import pair
-from fedsim.watch.tensors import Missing, RunTensors, looks, or_missing, stamp
+from fedsim.watch.tensors import MOST_PRIVATE, Missing, RunTensors, looks, or_missing, stamp
 
 MOST_SIDE = 1_024
 """Of an image that is shown, in pixels; larger ones are not."""
@@ -63,11 +64,11 @@ class Pictures:
         Raises:
             Missing: There is none.
         """
-        guesses = self.tensors.guesses(worker, observation, _check).float()
+        guesses = self.tensors.guesses(worker, observation, _check)[:MOST_IMAGES].float()
         if len(guesses) == 1:
             return png(picture(guesses[0]))
         private = self._batch(server_round, victim)
-        if private.shape[1:] != guesses.shape[1:]:
+        if private.shape[1:] != guesses.shape[1:] or len(private) > MOST_PRIVATE:
             raise Missing
         with or_missing():
             found = pair(guesses.clamp(0, 1).nan_to_num(0.0), private.float()).get(image)

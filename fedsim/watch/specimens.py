@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.observation import Reconstruction
 from fedsim.config import ScoreConfig
+from fedsim.data.tables import MOST_COORDINATES
 from fedsim.data.text import sentences
 from fedsim.examples import Reader
 from fedsim.files import Record
@@ -16,9 +17,16 @@ from fedsim.progress import MOST_IMAGES
 from fedsim.report.specimens import Piece, features, row_pieces, text_pieces
 from fedsim.schemas.scores import RowScore
 from fedsim.stages.score_others import score_rows
-from fedsim.watch.data import MOST_COORDINATES
 from fedsim.watch.scores import scored
-from fedsim.watch.tensors import Check, Missing, RunTensors, looks, or_missing, stamp
+from fedsim.watch.tensors import (
+    MOST_PRIVATE,
+    Check,
+    Missing,
+    RunTensors,
+    looks,
+    or_missing,
+    stamp,
+)
 from fedsim.watch.values import listed, number, text, whole
 
 MOST_TOKENS = 240
@@ -29,8 +37,6 @@ MOST_LETTERS = 40
 """Of one token, or of one value of a feature."""
 LONGEST_TEXT = 4_096
 """Tokens of a text that is read."""
-MOST_PRIVATE = 1_024
-"""Examples of a private batch with which guesses so far are paired."""
 _KINDS = {torch.int64: "I64", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64"}
 """Types of tensors that are shown, and what files call them."""
 

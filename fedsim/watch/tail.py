@@ -1,11 +1,14 @@
 """Logs of JSON lines, read as they grow: each byte once."""
 
+import errno
 import json
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from fedsim.files import Record
+from fedsim.files import LARGEST_LOG, Record
 
 MOST_BYTES = 4 * 2**20
 """Read at one look; a page that is opened late gets a long log in several looks."""
@@ -59,12 +62,12 @@ class Tail:
     def look(self) -> Growth:
         """Return what the log has grown by; a last line without its end is left for later."""
         try:
-            with self.path.open("rb") as file:
+            with _plain(self.path) as file:
                 state = os.fstat(file.fileno())
                 anew = self._anew(state)
                 file.seek(self.place)
                 chunk = file.read(self.most)
-        except OSError:  # not there, or not any more
+        except OSError:  # not there, or not any more, or no log
             anew = self.inode is not None
             self.place, self.inode, self.skipping = 0, None, False
             return Growth(anew=anew)
@@ -97,12 +100,27 @@ class Tail:
     def line_at(self, place: int, length: int) -> Record | None:
         """Return a record read before, by its place; None if something else is there now."""
         try:
-            with self.path.open("rb") as file:
+            with _plain(self.path) as file:
                 file.seek(place)
                 found = _parsed(file.read(length))
         except OSError:
             return None
         return found if isinstance(found, dict) else None
+
+
+def _plain(path: Path) -> BinaryIO:
+    """Open a log, unless it is a link, a pipe or the like, or larger than any log.
+
+    Raises:
+        OSError: It is, or is not there.
+    """
+    # a link is not followed, and nobody is waited for who might write to a pipe
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    state = os.fstat(descriptor)
+    if stat.S_ISREG(state.st_mode) and state.st_size <= LARGEST_LOG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "no log", str(path))
 
 
 def _parsed(line: bytes) -> object:

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from fedsim.files import check_plain
 from fedsim.progress import MOST_NUMBERS
 from fedsim.records import EVERYBODY, RunDirectory
 from fedsim.tensor_files import LARGEST_FILE, check_tensor_file
-from fedsim.truth import unseal
 from fedsim.watch.cards import MOST_STEPS
 from fedsim.watch.values import name
 
@@ -29,6 +29,12 @@ KEPT_BYTES = 32 * 2**20
 """Answers that are kept in memory."""
 KEPT_BATCHES = 8
 """Private batches that are kept in memory."""
+MOST_IN_BATCHES = 2**25
+"""Numbers of all of them; also of one: a larger one is not read."""
+MOST_IN_FILM = 2**24
+"""Numbers of all looks at one guess: of more, none is read."""
+MOST_PRIVATE = 1_024
+"""Examples of a private batch with which guesses so far are paired."""
 
 Check = Callable[[str, Sequence[int]], None]
 """Raises `Missing` if a tensor of this type and shape, without its first size, is not shown."""
@@ -62,17 +68,32 @@ class RunTensors:
             if key in self.batches:
                 self.batches.move_to_end(key)
                 return self.batches[key]
-        if victim != EVERYBODY:
-            self.path("truth", f"round-{server_round:05d}-{victim}")
         with or_missing():
-            sealed = unseal(RunDirectory(self.root), server_round, victim)
-        if sealed is None or sealed[0].dim() == 0:
-            raise Missing
+            members = [victim]
+            if victim == EVERYBODY:
+                members = RunDirectory(self.root).members(server_round)
+            sealed = self._sealed(server_round, members)
         with self.lock:
             self.batches[key] = sealed
-            while len(self.batches) > KEPT_BATCHES:
+            while len(self.batches) > KEPT_BATCHES or self._numbers() > MOST_IN_BATCHES:
                 self.batches.popitem(last=False)
         return sealed
+
+    def _numbers(self) -> int:
+        return sum(inputs.numel() + labels.numel() for inputs, labels in self.batches.values())
+
+    def _sealed(self, server_round: int, members: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Read private batches as one; a file that promises too much is not read."""
+        found, room = [], MOST_IN_BATCHES
+        for one in members:
+            with opened(self.path("truth", f"round-{server_round:05d}-{one}")) as file:
+                shapes = [file.get_slice(part).get_shape() for part in ("inputs", "labels")]
+                room -= sum(map(prod, shapes))
+                if room < 0 or not shapes[0]:
+                    raise Missing
+                found.append((file.get_tensor("inputs"), file.get_tensor("labels")))
+        inputs, labels = zip(*found, strict=True)
+        return torch.cat(inputs), torch.cat(labels)
 
     def film(self, observation: str, attack: str) -> Path:
         """Return the file of a reconstruction.
@@ -160,17 +181,17 @@ def looks(path: Path, guess: int, check: Check) -> list[Tensor]:
         check: See `Check`.
 
     Raises:
-        Missing: There is no such guess.
+        Missing: There is no such guess, or its looks hold too much.
     """
-    frames = []
+    room = MOST_IN_FILM
     with opened(path) as file:
         names = set(file.keys())
         taken = sorted(one for one in names if one.startswith("snapshot/"))[:MOST_STEPS]
-        for one in [*taken, "inputs"]:
-            part = file.get_slice(one)
+        parts = [file.get_slice(one) for one in [*taken, "inputs"]]
+        for part in parts:  # before anything is read: what is promised may take any room
             many, *shape = part.get_shape()
             check(part.get_dtype(), shape)
-            if guess >= many:
+            room -= prod(shape)
+            if guess >= many or room < 0:
                 raise Missing
-            frames.append(part[guess : guess + 1][0])
-    return frames
+        return [part[guess : guess + 1][0] for part in parts]

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import tomllib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 from fedsim.config import ScoreConfig
 from fedsim.errors import FedsimError
 from fedsim.examples import Reader
-from fedsim.files import Record, reading
+from fedsim.files import Record, read_toml, reading
 from fedsim.quality import SCALES, Scale
 from fedsim.records import RunDirectory
 from fedsim.report.attack_kinds import attack_kinds
@@ -132,8 +131,8 @@ class Watched:
 
     def _read_config(self, path: Path) -> None:
         try:
-            self.config = tomllib.loads(path.read_text())
-        except (OSError, ValueError, RecursionError):
+            self.config = read_toml(path)
+        except (OSError, FedsimError):
             self.config = {}
 
     def _read_rounds(self) -> bool:

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.wire import ARRAYS
+from fedsim.wire import arrays_in
 from server.wrapped import WrappedStrategy
 
 
@@ -37,8 +37,7 @@ class HonestButCurious(WrappedStrategy):
         """Remember what is sent to whom; a strategy may send each client its own weights."""
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         self._sent = {
-            message.metadata.dst_node_id: message.content.array_records[ARRAYS]
-            for message in messages
+            message.metadata.dst_node_id: arrays_in(message.content) for message in messages
         }
         return messages
 

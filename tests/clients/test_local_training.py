@@ -282,3 +282,20 @@ def test_a_model_left_in_evaluation_mode_still_trains(inputs: Tensor, labels: Te
         update(inputs, labels, fedavg(), model=network(nn.BatchNorm1d(5)).eval()).tensors,
         plain.tensors,
     )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_local_steps_come_to_the_bits_of_pytorchs_own_sgd(
+    inputs: Tensor, labels: Tensor, momentum: float
+) -> None:
+    training = fedavg(momentum=momentum, learning_rate=0.3, local_epochs=2)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=momentum)
+    for batch in batches(10, training, seed=0, server_round=1, client=2):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    found = update(inputs, labels, training)
+
+    assert same(found.tensors, {name: p.detach() for name, p in model.named_parameters()})

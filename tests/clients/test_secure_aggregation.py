@@ -51,8 +51,8 @@ class Server:
         self.experiment = experiment(options)
         self.grid = InProcessGrid(self.experiment, run, app)
         if not told_of_run:
-            for context in self.grid.contexts:
-                context.run_config["run-directory"] = ""
+            for client in range(self.experiment.partition.clients):
+                self.grid.context(client).run_config["run-directory"] = ""
         model = task_of(self.experiment).build_model(stream(0, "model"))
         self.weights = to_record(shared_state(model))
         self.layout = Layout.of(shared_parameters(model), {})

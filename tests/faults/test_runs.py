@@ -25,6 +25,10 @@ from fedsim.records import RunDirectory
 from server import rounds
 
 OWN_ATTACK = '''
+import os
+import time
+from pathlib import Path
+
 import torch
 from attacks.observation import Reconstruction, only
 
@@ -38,6 +42,8 @@ class Noise:
         pass
 
     def __call__(self, seen, known, *, rng, budget=None):
+        while (wait := os.environ.get("WAIT_FOR")) and not Path(wait).exists():
+            time.sleep(0.05)
         shape = (only(seen).num_examples, *known.input_shape)
         return Reconstruction(inputs=torch.rand(shape, generator=rng), labels=None)
 '''
@@ -145,18 +151,28 @@ def test_whatever_else_is_started_on_a_run_under_way_is_refused_and_changes_noth
     assert not (root / lock.NAME).exists()
 
 
-@pytest.mark.slow
-def test_a_killed_run_is_taken_over_from_and_loses_nothing(experiment: Path) -> None:
-    more = ["rounds=30", "adversary.rounds=[1, 20]"]
-    whole = fedsim.run(experiment, overrides=more).directory
-    sets = [part for one in more for part in ("--set", one)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedsim.cli", "run", str(experiment), *sets],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """A `fedsim` of its own; its attacks wait for the file `go` if it resumes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedsim.cli", *arguments],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        | ({"WAIT_FOR": "go"} if "--resume" in arguments else {}),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if "--resume" in arguments else subprocess.DEVNULL,
+        text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.slow
+def test_of_two_that_take_over_a_killed_run_one_is_refused_and_nothing_is_lost(
+    experiment: Path,
+) -> None:
+    more = ["rounds=30", "adversary.rounds=[1, 30]"]
+    whole = fedsim.run(experiment, overrides=more).directory
+    sets = [part for one in more for part in ("--set", one)]
+    process = started("run", str(experiment), *sets)
     run = RunDirectory(Path("runs/tiny-0002"))
     deadline = time.monotonic() + 120
     while len(run.rounds() if run.root.exists() else []) < 8 and time.monotonic() < deadline:
@@ -167,8 +183,19 @@ def test_a_killed_run_is_taken_over_from_and_loses_nothing(experiment: Path) -> 
     recorded, _, _ = (run.root / "rounds.jsonl").read_bytes().rpartition(b"\n")
     observed = {name: data for name, data in files_of(run.root).items() if "observations" in name}
 
-    driver.resume(run.root)
+    # the last attack waits, so that neither can be done before the other has come
+    both = [started("run", "--resume", str(run.root)) for _ in range(2)]
+    deadline = time.monotonic() + 120
+    while all(one.poll() is None for one in both) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (second,) = [one for one in both if one.poll() is not None]
+    (first,) = [one for one in both if one is not second]
+    said = " ".join(second.communicate()[1].split())
+    Path("go").touch()
+    first.communicate(timeout=120)
 
+    assert (first.returncode, second.returncode) == (0, 2)
+    assert f"is in use by process {first.pid} on" in said
     assert came_to(run.root) == came_to(whole)
     assert reconstructed(run.root) == reconstructed(whole)
     assert (run.root / "rounds.jsonl").read_bytes().startswith(recorded)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from attacks.observation import Kind, Observation
 from attacks.threats import CURIOUS_SERVER
 from fedsim.attacking import AttackWorker, serve
 from fedsim.config import parse_experiment
+from fedsim.deployment.containers import hand_over
 from fedsim.errors import ConfigError
 from fedsim.files import replace_bytes
 from fedsim.knowledge import knowledge_record, recipe_of, write_knowledge
@@ -389,6 +391,7 @@ from fedsim.records import RunDirectory
 
 run = RunDirectory(Path(sys.argv[1]))
 truth = next((run.root / "truth").iterdir())
+run.append_score({"labels": [3]})
 seal_off(run.root)
 link = run.root / "link"
 link.symlink_to(truth)
@@ -403,6 +406,13 @@ tries = {
     "around": lambda: open(os.path.join("observations", "..", "truth", truth.name), "rb"),
     "link": lambda: link.read_bytes(),
     "write": lambda: truth.write_bytes(b""),
+    "memory": lambda: open("memory/client-0.json", "w"),
+    "true labels": lambda: run.scores(),
+    "how close": lambda: open(run.summary),
+    "originals": lambda: open(run.report),
+    "pictures": lambda: open(run.pictures / "gallery.png", "wb"),
+    "tensorboard": lambda: open("tensorboard/events"),
+    "mlflow": lambda: open("mlflow/mlflow.db"),
 }
 for name, attempt in tries.items():
     try:
@@ -412,6 +422,7 @@ for name, attempt in tries.items():
     else:
         print("opened by", name)
 run.read_observation(run.observation_records()[0]["id"])
+open("scores.jsonl.txt", "w").close()  # a name that only begins like one
 """
 
 
@@ -421,6 +432,21 @@ def test_a_worker_that_is_sealed_off_can_open_every_file_but_the_truth(run: RunD
     )
 
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_worker_needs_nothing_of_a_run_but_what_was_heard_and_told(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    hand_over(run.root, own)
+    for part in ("observations", "oracle"):
+        if (run.root / part).is_dir():
+            shutil.copytree(run.root / part, own / part)
+
+    told = AttackWorker(str(own)).attack([FIRST], "noise")
+
+    assert [one["status"] for one in told] == ["done"]
+    assert not (own / "truth").exists()
 
 
 CONTRACT = """

@@ -99,6 +99,18 @@ def job(deed: str, time_budget_s: float = 100.0) -> Job:
     return Job((OBSERVATION,), deed, time_budget_s)
 
 
+def test_code_that_lies_in_the_current_directory_is_not_run_by_workers(run: RunDirectory) -> None:
+    (run.root / "torch.py").write_text("from pathlib import Path; Path('ran').touch()")
+    pool = ProcessPool(run, 1)
+    try:
+        found = answers(pool, [job("nothing")])
+    finally:
+        pool.close()
+
+    assert [one["status"] for one in found] == ["done"]
+    assert not (run.root / "ran").exists()
+
+
 @pytest.mark.slow
 def test_whatever_an_attack_does_it_alone_fails_and_the_others_go_on(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch

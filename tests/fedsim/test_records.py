@@ -196,7 +196,9 @@ def test_half_a_line_is_not_read_and_a_repair_cuts_it_off(run: RunDirectory) -> 
     run.append_round({"round": 1})
     with (run.root / "rounds.jsonl").open("ab") as file:
         file.write(b'{"round": 2, "lo')
-    (run.root / "observations" / ".x.json.1.part").write_bytes(b"{")
+    part = run.root / "observations" / ".x.json.1.part"
+    part.write_bytes(b"{")
+    os.utime(part, (0, 0))
 
     assert run.rounds() == [{"round": 1}]
     assert run.rounds_after(0)[0] == [{"round": 1}]
@@ -205,6 +207,15 @@ def test_half_a_line_is_not_read_and_a_repair_cuts_it_off(run: RunDirectory) -> 
 
     assert run.rounds() == [{"round": 1}, {"round": 2}]
     assert list(run.root.rglob(".*")) == []
+
+
+def test_a_repair_leaves_what_others_are_writing(run: RunDirectory) -> None:
+    part = run.root / "reconstructions" / ".x.json.1.part"
+    part.write_bytes(b"{")
+
+    run.repair()
+
+    assert part.read_bytes() == b"{"
 
 
 def test_a_log_is_read_on_from_where_one_stopped(run: RunDirectory) -> None:

@@ -172,3 +172,15 @@ def test_rows_of_another_width_are_a_failed_attack(table: Judge) -> None:
 
     assert found["status"] == "failed"
     assert "the guessed rows have shape (5,), the private ones (4,)" in found["reason"]
+
+
+def test_a_text_without_tokens_is_not_recovered_by_guessing_nothing(tmp_path: Path) -> None:
+    tokens = TokensRecord(vocabulary_size=10, head="classes", pad=0, start=1, end=2)
+    data = DataRecord(name="t", modality="text", class_names=["n"], words=WORDS, tokens=tokens)
+    run = heard(tmp_path, data)
+    nothing = torch.tensor([[1, 2, 0]])
+    seal(run, 1, "client-7", nothing, torch.zeros(1, dtype=torch.int64))
+
+    found = judged(run, Reconstruction(inputs=nothing, labels=None), torch.tensor([[1, 7, 2]]))
+
+    assert (found["texts"][0]["num_tokens"], found["success_rate"]) == (0, 0.0)

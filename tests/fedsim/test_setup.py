@@ -20,7 +20,7 @@ def test_the_shares_divide_the_training_examples() -> None:
 
     assert len(shares) == 4
     assert all(share.dtype == torch.int64 for share in shares)
-    everything = torch.cat(shares)
+    everything = torch.cat(list(shares))
     assert torch.equal(everything.sort().values, torch.arange(len(task.data.train_labels)))
     assert all(torch.equal(a, b) for a, b in zip(shares, shares_of(tiny, task), strict=True))
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --inputs 100000`: mutated inputs for everything that parses bytes."""
+"""`python -m tests.fuzz --inputs 100000`: mutated inputs for each parser."""
 
 import argparse
 import json

@@ -85,7 +85,8 @@ def _lines(child: "subprocess.Popen[str]") -> Iterator[str]:
 
 def child(folder: Path, numbers: range, only: str) -> None:
     """Run inputs `numbers` of every target, and print what came of them."""
-    from tests.fuzz.targets import Target, Unbuildable, targets
+    from tests.fuzz.parser import Target, Unbuildable
+    from tests.fuzz.targets import targets
 
     def alarm(*_: object) -> None:
         raise TooLong

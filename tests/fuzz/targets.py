@@ -1,4 +1,4 @@
-"""All that parses what others wrote, with seeds to mutate and the errors that it may raise.
+"""What parses what others wrote, with seeds to mutate and the errors that it may raise.
 
 A target returns normally, or raises one of its documented errors. Files go to a folder that is
 given; a target that reads several mutates one of them.
@@ -10,9 +10,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,31 +56,9 @@ from fedsim.wire import (
     to_tensors,
 )
 from server import checkpoint, relay_checkpoint
+from tests.fuzz.deployed import deployed_targets
 from tests.fuzz.mutate import Tree
-
-DOCUMENT = "document"
-"""A tree that is written as JSON."""
-TREE = "tree"
-"""A tree that is handed over as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One parser.
-
-    Attributes:
-        name: For reports.
-        seeds: What it reads gladly.
-        feed: Lets it read a mutated seed.
-        form: `document` or `tree`.
-        refusals: What it may raise.
-    """
-
-    name: str
-    seeds: list[Tree]
-    feed: Callable[[Any], object]
-    form: str = TREE
-    refusals: tuple[type[Exception], ...] = (FedsimError,)
+from tests.fuzz.parser import DOCUMENT, Target, Unbuildable, written
 
 
 def targets(folder: Path) -> list[Target]:
@@ -97,6 +73,7 @@ def targets(folder: Path) -> list[Target]:
         *_secure_targets(),
         *_text_targets(folder),
         *_data_targets(folder),
+        *deployed_targets(folder),
         *(_broken() if os.environ.get("FEDSIM_FUZZ_BREAK") else []),
     ]
 
@@ -125,16 +102,6 @@ def _broken() -> list[Target]:
     ]
 
 
-def _written(path: Path, read: Callable[[], object]) -> Callable[[bytes], object]:
-    """Return what writes bytes into a file before something reads it."""
-
-    def feed(content: bytes) -> object:
-        path.write_bytes(content)
-        return read()
-
-    return feed
-
-
 # files of a run
 
 
@@ -159,38 +126,38 @@ def _file_targets(folder: Path, run: RunDirectory) -> list[Target]:
         Target(
             name="tensor file",
             seeds=[plain],
-            feed=_written(tensors, lambda: read_tensors(tensors)),
+            feed=written(tensors, lambda: read_tensors(tensors)),
         ),
         Target(
             name="JSON document",
             seeds=[environment, {"a": [1, 2.5, None, {"b": "c"}]}],
-            feed=_written(document, lambda: read_json(document)),
+            feed=written(document, lambda: read_json(document)),
             form=DOCUMENT,
         ),
         Target(
             name="environment of a run",
             seeds=[environment],
-            feed=_written(run.environment, lambda: RunDirectory.open(run.root)),
+            feed=written(run.environment, lambda: RunDirectory.open(run.root)),
             form=DOCUMENT,
         ),
         Target(name="JSON lines", seeds=[lines], feed=lambda text: parse_lines(text, "log")),
         Target(
             name="rounds",
             seeds=[lines],
-            feed=_written(run.root / "rounds.jsonl", lambda: (run.rounds(), run.rounds_after(0))),
+            feed=written(run.root / "rounds.jsonl", lambda: (run.rounds(), run.rounds_after(0))),
         ),
         Target(
             name="scores",
             seeds=[b'{"observation": "a", "attack": "b", "round": 1, "psnr_db": [1.0]}\n' * 2],
-            feed=_written(run.root / "scores.jsonl", run.scores),
+            feed=written(run.root / "scores.jsonl", run.scores),
         ),
         Target(
             name="note of a lock",
             seeds=[{"pid": 1, "host": "one", "since": "2026-01-01T00:00:00", "doing": "attacking"}],
-            feed=_written(folder / lock.NAME, lambda: _left_by(folder)),
+            feed=written(folder / lock.NAME, lambda: _left_by(folder)),
             form=DOCUMENT,
         ),
-        Target(name="log", seeds=[lines], feed=_written(log, lambda: read_lines(log))),
+        Target(name="log", seeds=[lines], feed=written(log, lambda: read_lines(log))),
     ]
 
 
@@ -274,11 +241,11 @@ def _record_targets(run: RunDirectory) -> list[Target]:
         *both("observation", seen, read_seen),
         *both("reconstruction", found, read_guess),
         *both("view", heard, lambda: read_view(run, view.stem)),
-        Target(name="truth", seeds=[truth.read_bytes()], feed=_written(truth, read_truth)),
+        Target(name="truth", seeds=[truth.read_bytes()], feed=written(truth, read_truth)),
         Target(
             name="alarms",
             seeds=[read_json(alarms)],
-            feed=_written(alarms, lambda: run.alarms(1, "client-0")),
+            feed=written(alarms, lambda: run.alarms(1, "client-0")),
             form=DOCUMENT,
         ),
     ]
@@ -302,21 +269,17 @@ def _checkpoint_targets(run: RunDirectory) -> list[Target]:
         Target(
             name="checkpoint of a server",
             seeds=[served],
-            feed=_written(run.checkpoint, lambda: checkpoint.restore(run, FedAvg())),
+            feed=written(run.checkpoint, lambda: checkpoint.restore(run, FedAvg())),
         ),
         Target(
             name="checkpoint of a relay",
             seeds=[relayed],
-            feed=_written(run.checkpoint, lambda: relay_checkpoint.restore(run)),
+            feed=written(run.checkpoint, lambda: relay_checkpoint.restore(run)),
         ),
     ]
 
 
 # messages
-
-
-class Unbuildable(Exception):
-    """No message of Flower's can look like this, so nobody can send it."""
 
 
 def _arrays(tree: Mapping[str, Tree]) -> ArrayRecord:
@@ -557,7 +520,7 @@ def _text_targets(folder: Path) -> list[Target]:
         Target(
             name="edge file",
             seeds=[b"# ring\n0 1\n1,2\n2 3 # x\n3 0\n"],
-            feed=_written(links, lambda: edges(4, path=str(links))),
+            feed=written(links, lambda: edges(4, path=str(links))),
             refusals=(ValueError,),
         ),
     ]
@@ -592,16 +555,16 @@ def _data_targets(folder: Path) -> list[Target]:
         )
         mats.append(stream.getvalue())
     return [
-        Target(name="idx", seeds=[idx], feed=_written(plain, lambda: read_idx(plain))),
+        Target(name="idx", seeds=[idx], feed=written(plain, lambda: read_idx(plain))),
         Target(
             name="idx, packed",
             seeds=[gzip.compress(idx, mtime=0)],
-            feed=_written(packed.with_name("packed-idx.gz"), lambda: read_idx(packed)),
+            feed=written(packed.with_name("packed-idx.gz"), lambda: read_idx(packed)),
         ),
         Target(
             name="CIFAR (pickle)",
             seeds=[pickle.dumps(batch, protocol=4), AS_PUBLISHED],
-            feed=_written(cifar, lambda: read_pickled_arrays(cifar)),
+            feed=written(cifar, lambda: read_pickled_arrays(cifar)),
         ),
-        Target(name="SVHN (MATLAB)", seeds=mats, feed=_written(mat, lambda: read_mat(mat))),
+        Target(name="SVHN (MATLAB)", seeds=mats, feed=written(mat, lambda: read_mat(mat))),
     ]

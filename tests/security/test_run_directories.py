@@ -15,10 +15,23 @@ import torch
 from flwr.app import Array
 
 from attacks.observation import Kind, Observation, Reconstruction
+from fedsim.attacking import AttackWorker
+from fedsim.driver import attack_again, resume, score_again
 from fedsim.errors import ConfigError, Damaged
-from fedsim.files import file_in, read_json, read_lines, read_tensors, replace_json, replace_tensors
+from fedsim.files import (
+    LARGEST_DOCUMENT,
+    file_in,
+    read_json,
+    read_lines,
+    read_tensors,
+    replace_json,
+    replace_tensors,
+)
 from fedsim.plain_arrays import decode
+from fedsim.reach import updates_wanted
 from fedsim.records import RunDirectory
+from fedsim.report.attack_kinds import attack_kinds
+from fedsim.report.reading import attack_labels, settings
 from fedsim.truth import unseal
 from fedsim.views import read_view
 from fedsim.wire import BadReply, check_tensor
@@ -290,6 +303,44 @@ def test_a_link_that_appears_later_is_not_followed(run: RunDirectory, tmp_path: 
         run.observation_records()
 
 
+def test_a_log_that_has_become_a_link_is_not_written_through(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside.jsonl"
+    outside.write_text("mine\n")
+    (run.root / "events.jsonl").symlink_to(outside)
+
+    with pytest.raises(Damaged, match="holds no links"):
+        run.append_event("fault", "a client was lost")
+    assert outside.read_text() == "mine\n"
+
+
+def test_a_log_that_has_become_a_pipe_is_refused_and_not_waited_for(run: RunDirectory) -> None:
+    os.mkfifo(run.root / "events.jsonl")
+
+    with pytest.raises(Damaged, match="not a plain file"):
+        run.append_event("fault", "nobody reads this")
+    reader = os.open(run.root / "events.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(Damaged, match="not a plain file"):
+            run.append_event("fault", "somebody may read this")
+    finally:
+        os.close(reader)
+
+
+def test_a_file_is_not_written_through_a_link_at_the_place_of_its_part(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside.json"
+    outside.write_text("mine")
+    run.summary.with_name(f".summary.json.{os.getpid()}.part").symlink_to(outside)
+
+    replace_json(run.summary, {"mine": False})
+
+    assert outside.read_text() == "mine"
+    assert read_json(run.summary) == {"mine": False}
+
+
 def test_a_run_directory_may_itself_lie_behind_a_link(run: RunDirectory, tmp_path: Path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(run.root)
@@ -322,6 +373,63 @@ def test_a_document_that_is_no_record_is_refused_with_its_name(tmp_path: Path, t
 
     with pytest.raises(Damaged, match=r"threat\.json: "):
         read_json(path)
+
+
+BY_WAY_OF_CONFIG: list[Callable[[RunDirectory], object]] = [
+    lambda run: AttackWorker(str(run.root)),
+    lambda run: attack_again(run.root),
+    lambda run: resume(run.root),
+    lambda run: score_again(run.root),
+    lambda run: attack_kinds(run, None),
+    attack_labels,
+    settings,
+    updates_wanted,
+]
+"""What reads `config.toml` of a run first of all."""
+
+
+@pytest.mark.usefixtures("little_room")
+@pytest.mark.parametrize("read", BY_WAY_OF_CONFIG)
+def test_an_experiment_larger_than_any_is_refused_before_it_takes_room(
+    run: RunDirectory, read: Callable[[RunDirectory], object]
+) -> None:
+    os.truncate(run.config, LARGEST_DOCUMENT + 1)
+
+    with pytest.raises(Damaged, match=r"config\.toml: 67108865 bytes are more than"):
+        read(run)
+
+
+@pytest.mark.parametrize("read", BY_WAY_OF_CONFIG)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff", "not a text"),
+        (b"name = ", "not valid TOML"),
+        (b"name = " + b"[" * 5000, "not valid TOML"),
+        (b"name = " + b"1" * 5000, "not valid TOML"),
+        (b"attacks = 1\nadversary = 1", "config.toml: "),
+        (b"attacks = [1]\nadversary = {rounds = 1}", "config.toml: "),
+    ],
+)
+def test_an_experiment_that_is_none_is_refused_with_the_name_of_its_file(
+    run: RunDirectory, read: Callable[[RunDirectory], object], content: bytes, said: str
+) -> None:
+    run.config.write_bytes(content)
+
+    with pytest.raises((Damaged, ConfigError), match=said):
+        read(run)
+
+
+def test_an_experiment_that_has_become_a_link_is_not_followed(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.toml").write_text('name = "secret"')
+    run.config.unlink()
+    run.config.symlink_to(tmp_path / "secret.toml")
+
+    for read in (settings, attack_labels, updates_wanted):
+        with pytest.raises(Damaged, match="holds no links"):
+            read(run)
 
 
 def test_a_newer_format_is_refused(run: RunDirectory) -> None:

@@ -1,17 +1,21 @@
 """The ServerApp, as every engine starts it."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clients.app import app as client_app
-from fedsim.config import parse_experiment
+from fedsim import driver, lock
+from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import server_context
 from fedsim.errors import ConfigError
 from fedsim.files import replace_bytes
 from fedsim.records import RunDirectory
 from fedsim.wire import NOTE_FAILURE, RUN_DIRECTORY
+from server import rounds
 from server.app import app
 
 TEXT = """
@@ -34,20 +38,33 @@ def test_a_run_gets_its_plan_and_its_rounds(tmp_path: Path) -> None:
     assert len(run.observation_records()) == 2
 
 
-def test_a_server_that_nobody_gave_a_directory_makes_one_and_tells_the_clients(
-    tmp_path: Path,
+def test_a_server_that_nobody_gave_a_directory_makes_one_and_lets_nobody_else_work_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = parse_experiment(TEXT + f'output = {{ directory = "{tmp_path}/runs" }}\n')
     nowhere = RunDirectory(tmp_path / "nowhere")
     grid = InProcessGrid(tiny, nowhere, client_app)
     context = server_context(tiny, nowhere)
     context.run_config[RUN_DIRECTORY] = ""
-    for one in grid.contexts:
-        one.run_config[RUN_DIRECTORY] = ""
+    for client in range(tiny.partition.clients):
+        grid.context(client).run_config[RUN_DIRECTORY] = ""
+    train, refused = rounds.train, list[str]()
+
+    def also_resumed(experiment: Experiment, run: RunDirectory, *more: Any, **rest: Any) -> None:
+        with pytest.raises(ConfigError) as refusal:
+            driver.resume(run.root)
+        refused.append(str(refusal.value))
+        train(experiment, run, *more, **rest)
+
+    monkeypatch.setattr(rounds, "train", also_resumed)
 
     app(grid, context)
 
     run = RunDirectory.open(tmp_path / "runs" / "tiny-0001")
+    assert len(refused) == 1
+    assert f"is in use by process {os.getpid()} on" in refused[0]
+    assert "training for flwr run since" in refused[0]
+    assert not (run.root / lock.NAME).exists()
     assert [record["round"] for record in run.rounds()] == [0, 1]
     assert len(list((run.root / "truth").iterdir())) == 2
     assert not nowhere.root.exists()

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from clients.app import app
-from fedsim.config import Experiment, parse_experiment
+from fedsim.config import Experiment, PartitionConfig, parse_experiment
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.local import CLIENT_FAILED, FIRST_NODE, failure
 from fedsim.errors import RunFailed
@@ -276,6 +276,17 @@ def test_clients_are_found_by_what_they_say_as_they_appear(run: RunDirectory) ->
 
     assert found == {client: FIRST_NODE + client for client in range(3)}
     assert list(found) == [0, 1, 2]
+
+
+def test_a_grid_that_knows_its_clients_is_not_asked(run: RunDirectory) -> None:
+    many = experiment().model_copy(update={"partition": PartitionConfig(clients=100_000)})
+    grid = grid_of(many, run)
+
+    found = find_clients(grid, many)
+
+    assert len(found) == 100_000
+    assert list(found.items()) == list(enumerate(grid.get_node_ids()))
+    assert not grid.contexts  # no client has been made
 
 
 class Mute(WrappedGrid):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clients.app import app
 from fedsim.config import Experiment, parse_experiment
+from fedsim.engines.flower_private import assume_server_identity
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.errors import ConfigError
 from fedsim.files import digest, read_tensors
@@ -21,7 +23,7 @@ from fedsim.setup import shares_of, task_of
 from fedsim.wire import ARRAYS, METRICS, shared_state, to_record, to_tensors
 from server import STRATEGIES
 from server.rounds import train
-from server.strategies import FedSGD, build_strategy, weighted_sum
+from server.strategies import FedAvg, FedSGD, build_strategy, weighted_sum
 
 
 def experiment(text: str = "", *, clients: int = 4, algorithm: str = "fedsgd") -> Experiment:
@@ -292,3 +294,37 @@ def test_a_strategy_of_the_users_own_takes_its_options_and_every_node(tmp_path: 
     assert trained(tiny, tmp_path).rounds()[-1]["clients"] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match=r"server\.options\.strength is required"):
         build_strategy(experiment(f"server = {{ {name} }}"))
+
+
+def test_our_fedavg_comes_to_the_bits_of_flowers() -> None:
+    rng = torch.Generator().manual_seed(3)
+    counts = [3, 50, 17, 1]
+
+    def replies() -> list[Message]:
+        return [
+            Message(
+                RecordDict(
+                    {
+                        ARRAYS: to_record(
+                            {
+                                "w": torch.randn(40, 7, generator=rng),
+                                "scale": torch.randn((), generator=rng),
+                            }
+                        ),
+                        METRICS: MetricRecord({"num-examples": count, "train_loss": 1 / count}),
+                    }
+                ),
+                dst_node_id=1,
+                message_type="train",
+            )
+            for count in counts
+        ]
+
+    assume_server_identity(1)
+    heard = replies()
+
+    ours, our_metrics = FedAvg().aggregate_train(1, heard)
+    theirs, their_metrics = flower.FedAvg().aggregate_train(1, heard)
+
+    assert ours == theirs
+    assert our_metrics == their_metrics

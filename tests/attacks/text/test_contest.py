@@ -81,6 +81,16 @@ def test_the_notes_tell_what_was_tried(rng: torch.Generator) -> None:
     assert distance_of(found) <= 1e-4
 
 
+def test_guesses_are_judged_by_the_gradient_of_their_tokens_and_by_nothing_else() -> None:
+    tokens = torch.zeros(1, 10, dtype=torch.int64)
+    fits_spans = Reconstruction(inputs=tokens, labels=None, matching_loss=-3.0)
+    fits_gradient = Reconstruction(
+        inputs=tokens, labels=None, matching_loss=0.5, notes={"tokens_distance": 0.07}
+    )
+
+    assert distance_of(fits_gradient) < distance_of(fits_spans)
+
+
 def test_what_is_tried_depends_on_what_is_known() -> None:
     _, known, _ = overheard()
     public = Knowledge(public_sample=torch.zeros(3, 10, dtype=torch.int64))

@@ -25,8 +25,10 @@ from tests.attacks.text.sentences import (
 LENGTH = 16
 
 
-@pytest.mark.parametrize("head", ["causal", "masked", "classes"])
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("head", "number"),
+    [("causal", 1), ("masked", 1), ("classes", 1), ("causal", 2), ("classes", 2), ("masked", 4)],
+)
 def test_sentences_of_a_random_model_are_read_exactly_and_proved(
     head: Head, number: int, rng: torch.Generator
 ) -> None:
@@ -51,11 +53,13 @@ def test_sentences_of_a_random_model_are_read_exactly_and_proved(
         assert found.labels is None
 
 
-@pytest.mark.parametrize("head", ["causal", "masked"])
-def test_sentences_of_a_trained_model_are_read_exactly(head: Head, rng: torch.Generator) -> None:
+@pytest.mark.parametrize(("head", "number"), [("causal", 2), ("masked", 2)])
+def test_sentences_of_a_trained_model_are_read_exactly(
+    head: Head, number: int, rng: torch.Generator
+) -> None:
     of = tokens(head)
     model = trained(model_for(of, LENGTH), of, LENGTH, steps=60)
-    texts = sentences(2, LENGTH, of)
+    texts = sentences(number, LENGTH, of)
     seen, known = hear(model, *examples(texts, of), of)
 
     found = DAGER()(seen, known, rng=rng)
@@ -76,13 +80,13 @@ def test_sentences_of_different_lengths_are_told_apart(head: Head, rng: torch.Ge
     assert same_sentences(found.inputs, texts)
 
 
-@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (4, 0.0), (4, 0.9)])
 @pytest.mark.parametrize("kind", [Kind.DELTA, Kind.WEIGHTS])
-def test_a_decoders_sentence_is_read_off_several_local_steps(
-    steps: int, momentum: float, kind: Kind, rng: torch.Generator
+@pytest.mark.parametrize(("number", "steps", "momentum"), [(1, 1, 0.0), (2, 4, 0.0), (1, 4, 0.9)])
+def test_a_decoders_sentences_are_read_off_several_local_steps(
+    number: int, steps: int, momentum: float, kind: Kind, rng: torch.Generator
 ) -> None:
     of = tokens("causal")
-    texts = sentences(1, LENGTH, of)
+    texts = sentences(number, LENGTH, of)
     seen, known = hear(
         model_for(of, LENGTH), *examples(texts, of), of, steps=steps, momentum=momentum
     )
@@ -109,11 +113,11 @@ def test_four_sentences_with_a_vocabulary_of_30522_take_seconds(
     labels[:, :-1] = texts[:, 1:]
     seen, known = hear(model_for(of, LENGTH), texts, labels, of)
 
-    start = time.monotonic()
+    start = time.process_time()
     found = DAGER()(seen, known, rng=rng)
 
     assert same_sentences(found.inputs, texts)
-    assert time.monotonic() - start < 15
+    assert time.process_time() - start < 15  # of one processor: the page says so
 
 
 class _Adapted(nn.Module):
@@ -152,6 +156,29 @@ def test_the_lower_halves_of_adapters_tell_all_tokens_but_the_last(rng: torch.Ge
 
     assert found.inputs is not None
     assert same_sentences(found.inputs[:, :-1], texts[:, :-1])
+
+
+@pytest.mark.parametrize("upper", [0.1, 0.0], ids=["trained", "as published"])
+def test_adapters_of_query_and_value_tell_an_encoders_sentence(
+    upper: float, rng: torch.Generator
+) -> None:
+    """Upper halves start at zero; then lower ones have no gradient, and the upper ones tell."""
+    of = tokens("masked")
+    inputs, labels = examples(sentences(1, LENGTH, of), of)
+    model = model_for(of, LENGTH)
+    for name, module in list(model.named_modules()):
+        if name.endswith("attention.self"):
+            module.query = _Adapted(module.query, 128, 128, rank=48)
+            module.value = _Adapted(module.value, 128, 128, rank=48)
+            for part in (module.query, module.value):
+                part.up.weight.data *= upper / 0.1
+    seen, known = hear(model, inputs, labels, of)
+    halves = {n: t for n, t in seen.update.items() if ".down." in n or ".up." in n}
+
+    found = DAGER()(replace(seen, update=halves), known, rng=rng)
+
+    assert found.inputs is not None
+    assert bool(((found.inputs == inputs) | (inputs == of.mask)).all())
 
 
 def test_an_adapter_of_too_low_rank_tells_no_token(rng: torch.Generator) -> None:

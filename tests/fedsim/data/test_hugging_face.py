@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedsim.data.corpora import hugging_face_text
 from fedsim.data.hugging_face import hugging_face
 from fedsim.errors import ConfigError, DataMissing
 
@@ -96,3 +97,30 @@ def test_without_a_network_the_message_says_so(hub: Hub, tmp_path: Path) -> None
         DataMissing, match=r"hf:someone/pets could not be loaded: .*needs a network"
     ):
         hugging_face("someone/pets", root=tmp_path)
+
+
+def spoken(labels: list[Any], kind: Any) -> Any:
+    features = datasets.Features({"text": datasets.Value("string"), "label": kind})
+    texts = [f"Words number {place}." for place in range(len(labels))]
+    return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "names"),
+    [
+        (["no", "yes"] * 10, datasets.Value("string"), ("no", "yes")),
+        ([-1, 1] * 10, datasets.Value("int64"), ("-1", "1")),
+        ([0, 1] * 10, datasets.ClassLabel(names=NAMES), ("cat", "dog")),
+    ],
+)
+def test_texts_of_the_hub_have_classes_whatever_they_are_called(
+    labels: list[Any], kind: Any, names: tuple[str, ...], hub: Hub, tmp_path: Path
+) -> None:
+    hub({"train": spoken(labels, kind)})
+
+    data = hugging_face_text("someone/talk", root=tmp_path, task="classes", vocabulary_size=60)
+
+    assert (data.name, data.class_names) == ("hf-text:someone/talk", names)
+    assert set(data.train_labels.tolist()) == {0, 1}
+    with pytest.raises(ConfigError, match="has no column 'sentence'; it has text, label"):
+        hugging_face_text("someone/talk", root=tmp_path, text_column="sentence")

@@ -1,5 +1,6 @@
 """Dividing examples among clients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import PARTITIONERS
-from fedsim.data.partition import Indices, partition
+from fedsim.data.partition import Indices, Parts, partition
 from fedsim.errors import ConfigError
 
 TEN_CLASSES = np.tile(np.arange(10), 60)
@@ -17,12 +18,12 @@ TEN_CLASSES = np.tile(np.arange(10), 60)
 
 def divide(
     name: str, num_clients: int, *, labels: Indices = TEN_CLASSES, seed: int = 0, **options: Any
-) -> list[Indices]:
+) -> Sequence[Indices]:
     given = torch.from_numpy(labels)
     return partition(given, name=name, num_clients=num_clients, seed=seed, options=options)
 
 
-def spread(parts: list[Indices]) -> float:
+def spread(parts: Sequence[Indices]) -> float:
     """How far the clients' class shares are from the whole's, 0 (iid) to 0.9 (one class each)."""
     shares = [np.bincount(TEN_CLASSES[part], minlength=10) / len(part) for part in parts]
     return float(np.mean([np.abs(share - 0.1).sum() / 2 for share in shares]))
@@ -131,3 +132,27 @@ def test_what_cannot_be_divided_is_refused_with_the_setting_to_change(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         divide(name, num_clients, **options)
+
+
+@pytest.mark.parametrize(("examples", "clients"), [(10, 3), (60, 60), (601, 7)])
+def test_equal_parts_are_cut_where_flwr_datasets_cuts_them(examples: int, clients: int) -> None:
+    import datasets
+    from flwr_datasets.partitioner import IidPartitioner
+
+    theirs = IidPartitioner(clients)
+    theirs.dataset = datasets.Dataset.from_dict({"index": np.arange(examples)})
+
+    ours = partition(torch.zeros(examples), name="iid", num_clients=clients, seed=0, options={})
+
+    assert ours.sizes.tolist() == [len(theirs.load_partition(one)) for one in range(clients)]
+    assert [len(one) for one in ours] == ours.sizes.tolist()
+
+
+def test_a_part_is_found_by_its_place_as_in_a_list() -> None:
+    parts = Parts(np.arange(6), np.array([1, 3, 6]))
+
+    assert [part.tolist() for part in parts] == [[0], [1, 2], [3, 4, 5]]
+    assert parts[-1].tolist() == [3, 4, 5]
+    assert [part.tolist() for part in parts[1:]] == [[1, 2], [3, 4, 5]]
+    with pytest.raises(IndexError):
+        parts[3]

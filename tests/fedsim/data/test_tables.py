@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from attacks.tabular.columns import Column, Columns
+from fedsim.data import tables
 from fedsim.data.load import load_data
+from fedsim.data.public import public_sample
 from fedsim.data.tables import (
     ADULT,
     TableData,
-    TableSchema,
     adult,
     breast_cancer,
     csv_table,
@@ -228,7 +229,7 @@ def test_a_schema_may_be_json_or_stand_in_the_experiment(tmp_path: Path) -> None
     (people(tmp_path) / "people.json").write_text(json.dumps(table))
     expected = csv_table(root=tmp_path, file="people.csv", schema="people.toml")
 
-    for schema in ("people.json", TableSchema.model_validate(table)):
+    for schema in ("people.json", table):
         found = csv_table(root=tmp_path, file="people.csv", schema=schema)
         assert torch.equal(found.train_inputs, expected.train_inputs)
         assert found.columns == expected.columns
@@ -252,6 +253,8 @@ def test_a_file_without_names_is_given_them(tmp_path: Path) -> None:
         ('drop = ["id"]', 'drop = ["id", "age"]', "named in two places: 'age'"),
         ('label = "works"', "", "label: Field required"),
         ("[numbers]", "[numbers", "expected TOML, or JSON in a .json file"),
+        ('"Kiev"]', '"Rome"]', "values of city are given twice: 'Rome'"),
+        ('"yes"]', '"yes", "no"]', "values of classes are given twice: 'no'"),
     ],
 )
 def test_a_schema_that_does_not_fit_is_refused_by_name(
@@ -282,6 +285,30 @@ def test_a_bad_row_is_named_by_file_and_line(
         csv_table(root=tmp_path, file="people.csv", schema="people.toml")
 
 
+def test_what_is_no_text_or_no_packed_one_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    people(tmp_path)
+    (tmp_path / "people.csv").write_bytes(PEOPLE.replace("Oslo", "Malm\xf6").encode("latin-1"))
+    packed = bytearray(gzip.compress(PEOPLE.encode()))
+    packed[20] ^= 255
+    (tmp_path / "people.csv.gz").write_bytes(packed)
+
+    with pytest.raises(FedsimError, match=r"people\.csv, line 3: expected lines of text"):
+        csv_table(root=tmp_path, file="people.csv", schema="people.toml")
+    with pytest.raises(FedsimError, match=r"people\.csv\.gz: expected a file packed by gzip"):
+        csv_table(root=tmp_path, file="people.csv.gz", schema="people.toml")
+
+
+def test_a_small_file_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MOST_BYTES", 2**20)
+    people(tmp_path)
+    (tmp_path / "people.csv.gz").write_bytes(gzip.compress(PEOPLE.encode() + b"\n" * 2**20))
+
+    with pytest.raises(FedsimError, match="expected 1 MiB of text at most"):
+        csv_table(root=tmp_path, file="people.csv.gz", schema="people.toml")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match=r"expected the file '.*nobody\.csv'"):
         csv_table(root=tmp_path, file="nobody.csv", schema="people.toml")
@@ -293,3 +320,55 @@ def test_tables_are_found_by_name_with_options_as_experiments_write_them(tmp_pat
 
     assert load_data("wine", options={"limit": 7}).train_inputs.shape == (7, 13)
     assert load_data("csv", root=str(tmp_path), options=options).train_inputs.shape == (1, 7)
+
+
+def test_a_schema_in_the_experiment_is_refused_as_one_of_a_file_is(tmp_path: Path) -> None:
+    people(tmp_path)
+    options = {"file": "people.csv", "schema": tomllib.loads(SCHEMA) | {"label": 3}}
+
+    with pytest.raises(ConfigError, match=r"data\.options\.schema: label: Input should be a valid"):
+        load_data("csv", root=str(tmp_path), options=options)
+
+
+def test_a_category_for_each_person_is_refused_before_memory_is_full(tmp_path: Path) -> None:
+    lines = (f"{number},Rome,20,{number},{'yes' if number % 2 else 'no'}" for number in range(5000))
+    people(tmp_path, "\n".join(["id,city,age,job,works", *lines]))
+
+    with pytest.raises(ConfigError, match="more than 4096; 'job' has 5000 categories: drop it"):
+        csv_table(root=tmp_path, file="people.csv", schema="people.toml")
+
+
+def test_lines_without_values_are_no_rows(tmp_path: Path) -> None:
+    people(tmp_path, PEOPLE.replace("3,Rome", "\n   \n,,,,\n3,Rome"))
+
+    data = csv_table(root=tmp_path, file="people.csv", schema="people.toml")
+
+    assert len(data.train_inputs) + len(data.test_inputs) == 4
+
+
+def test_a_census_without_rows_is_refused(tmp_path: Path) -> None:
+    census(tmp_path, "\n")
+
+    with pytest.raises(FedsimError, match=r"expected rows in adult\.data and adult\.test, got 0"):
+        adult(root=tmp_path)
+
+
+def test_the_public_sample_is_the_whole_test_split_where_that_is_small(
+    rng: torch.Generator,
+) -> None:
+    small, large = wine(), breast_cancer()
+
+    assert len(public_sample(small, None, rng)) == len(small.test_inputs) == 35
+    assert len(public_sample(large, None, rng)) == 100
+    with pytest.raises(ConfigError, match=r"adversary\.public_sample must be at most 35"):
+        public_sample(small, 36, rng)
+
+
+def test_missing_files_of_adult_are_described_and_nothing_is_offered_that_cannot_be_done(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DataMissing, match=r"UCI data set 'Adult'.* 15 values in a line") as refusal:
+        adult(root=tmp_path)
+
+    assert "download" not in str(refusal.value)
+    assert "'wine'" in str(refusal.value)

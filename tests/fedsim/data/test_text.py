@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,11 @@ import pytest
 import torch
 
 from attacks.text.tokens import IGNORED, Tokens
-from fedsim.data.corpora import python_docs, sentences_of, text_folder, tsv
+from fedsim.data.corpora import own_sentences, python_docs, sentences_of, text_folder, tsv
 from fedsim.data.public import public_sample
 from fedsim.data.text import TextData, masked, sentences
 from fedsim.data.vocabulary import learned_vocabulary, read_vocabulary, written
-from fedsim.errors import ConfigError, DataMissing
+from fedsim.errors import ConfigError, DataMissing, FedsimError
 
 DIGEST = (
     "from fedsim.data.corpora import python_docs; import hashlib; d = python_docs(); "
@@ -152,7 +153,8 @@ def test_cola_is_read_with_the_vocabulary_of_bert(real_data: Path) -> None:
     [
         (["a\tb", "1\t2"], {}, "has no column 'sentence'; it has a, b"),
         (["sentence\tlabel", "x"], {}, "line 2: expected at least 2 columns, got 1"),
-        (["sentence\tlabel", "x\ty"], {}, "at least 10 texts, got 1"),
+        (["sentence\tlabel", "x\ty", "x\tz"], {}, "at least 10 texts, got 2"),
+        (["sentence\tlabel", *("x\ty" for _ in range(30))], {}, "needs two classes or more, got 1"),
         (
             ["sentence\tlabel", *(f"{n}\t{n % 2}" for n in range(30))],
             {"packed": True},
@@ -193,6 +195,17 @@ def test_a_vocabulary_is_learned_read_and_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="is no vocabulary"):
         read_vocabulary(tmp_path / "bad.json")
+    few = json.loads((tmp_path / "tokenizer.json").read_text())
+    del few["model"]["vocab"]["[UNK]"]
+    few["added_tokens"] = [one for one in few["added_tokens"] if one["content"] != "[UNK]"]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    with pytest.raises(ConfigError, match=r"is no vocabulary: .*Missing \[UNK\]"):
+        read_vocabulary(tmp_path / "few.json")
+    large = json.loads((tmp_path / "tokenizer.json").read_text())
+    large["model"]["vocab"]["the"] = 2**31
+    (tmp_path / "large.json").write_text(json.dumps(large))
+    with pytest.raises(ConfigError, match=r"must be below 1048576, got 2147483648"):
+        read_vocabulary(tmp_path / "large.json")
 
 
 def test_sentences_leave_out_code_and_headings() -> None:
@@ -201,3 +214,69 @@ def test_sentences_leave_out_code_and_headings() -> None:
     )
 
     assert list(sentences_of(text)) == ["This is a sentence about x.", "And here is another one!"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "Это предложение на русском языке",
+        "Äpfel und Birnen kosten heute viel",
+        "Çok uzun bir cümle",
+    ],
+)
+def test_sentences_of_any_script_are_read(first: str, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    lines = [f"{first} {word}." for word in "абвгдежзиклм"]
+    (tmp_path / "text" / "a.txt").write_text(" ".join(lines), encoding="utf-8")
+
+    data = text_folder(root=tmp_path, vocabulary_size=60)
+
+    assert len(data.train_inputs) + len(data.test_inputs) == 12
+
+
+def test_chinese_sentences_have_no_blanks_between_them() -> None:
+    one = "\u8fd9\u662f\u4e00\u4e2a\u5f88\u957f\u7684\u53e5\u5b50" * 3 + "\u3002"
+
+    assert list(sentences_of(one + one)) == [one, one]
+
+
+def test_a_folder_without_sentences_is_told_what_one_is(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a list\nof words\n")
+
+    with pytest.raises(ConfigError, match=r"got 0 in 1 files of .*ends with a full stop"):
+        text_folder(root=tmp_path)
+
+
+def test_only_a_line_feed_ends_a_row_and_blank_ones_are_left_out(tmp_path: Path) -> None:
+    lines = [f"{number % 2}\tword {number}" for number in range(20)]
+    odd = ["", "1\ta separator\u2028in a text", "0\tand \x85 another", "1\t" + "long " * 40_000]
+    (tmp_path / "a.tsv").write_bytes(
+        ("\ufefflabel\tsentence\r\n" + "\r\n".join(lines + odd) + "\r\n\r\n").encode()
+    )
+
+    data = tsv(root=tmp_path, file="a.tsv", vocabulary_size=60)
+
+    assert len(data.train_inputs) + len(data.test_inputs) == 23
+
+
+def test_texts_without_a_token_are_left_out(tmp_path: Path) -> None:
+    lines = [f"{number % 2}\t{'word' if number < 20 else chr(0x200B)}" for number in range(40)]
+    table(tmp_path / "a.tsv", ["label\tsentence", *lines])
+
+    data = tsv(root=tmp_path, file="a.tsv", vocabulary_size=60)
+
+    assert len(data.train_inputs) + len(data.test_inputs) == 20
+    assert len(data.train_labels) == len(data.train_inputs)
+    pads = data.train_inputs == data.tokens.pad
+    assert not torch.any(pads[:, 2])  # opened, a token, closed
+    with pytest.raises(ConfigError, match="training texts that have a token, got none"):
+        own_sentences(texts=("\u200b",))
+
+
+def test_a_class_of_one_text_cannot_be_divided(tmp_path: Path) -> None:
+    lines = [f"{number % 2}\tword {number}" for number in range(20)]
+    table(tmp_path / "a.tsv", ["label\tsentence", *lines, "2\talone"])
+
+    with pytest.raises(FedsimError, match=r"every class must have two examples .* one of class 2"):
+        tsv(root=tmp_path, file="a.tsv", vocabulary_size=60)

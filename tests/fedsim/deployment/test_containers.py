@@ -25,7 +25,7 @@ from fedsim.deployment.certificates import issue
 from fedsim.deployment.containers import DIRECTED, Directed, Places, direct, prepare
 from fedsim.deployment.engine import LOOK_S
 from fedsim.deployment.processes import environment, free_ports
-from fedsim.deployment.spool import SpoolPool
+from fedsim.deployment.spool import SpoolPool, SpoolWorker
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import read_json
 from fedsim.records import RunDirectory
@@ -199,12 +199,28 @@ def test_roles_end_with_the_codes_of_the_commands(
     assert end.value.code == code
 
 
-def test_a_run_of_containers_leaves_its_attacks_to_others(tmp_path: Path) -> None:
+def test_a_run_of_containers_leaves_its_attacks_to_others(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_PLACES", str(places.root))
     experiment = read_experiment("digits-curious-server", [f"engine.name={DIRECTED}"])
 
-    pool = Directed(experiment, RunDirectory.create(tmp_path, "x")).open_pool()
+    pool = Directed(experiment, RunDirectory(places.run)).open_pool()
 
     assert isinstance(pool, SpoolPool)
+
+
+def test_attackers_are_told_what_they_know_and_nothing_of_scores(
+    places: Places, tmp_path: Path
+) -> None:
+    for name in ("config.toml", "knowledge.json", "scores.jsonl", "report.html", "summary.json"):
+        (places.run / name).write_text(name)
+
+    containers.hand_over(places.run, places.told)
+    containers.hand_over(places.told, tmp_path / "own")
+
+    own = {path.name: path.read_text() for path in (tmp_path / "own").iterdir()}
+    assert own == {name: name for name in ("config.toml", "knowledge.json")}
 
 
 def test_a_run_that_was_done_is_not_done_again(
@@ -215,6 +231,23 @@ def test_a_run_that_was_done_is_not_done_again(
     monkeypatch.setattr(driver, "resume", pytest.fail)
 
     assert direct(places, "digits-curious-server", [], nodes=2) == {"status": "done"}
+
+
+def test_whoever_attacks_is_told_that_a_run_is_done_also_later(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = SimpleNamespace(summary={"status": "done"})
+    monkeypatch.setattr(containers, "gathered", lambda *_, **__: [None] * 2)
+    monkeypatch.setattr(driver, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(driver, "resume", lambda *_, **__: ended)
+    run = RunDirectory(places.run)
+    for already in ("", "seed = 1"):
+        if already:
+            run.config.write_text(already)
+        direct(places, "digits-curious-server", [], nodes=2)
+
+        assert SpoolWorker(run, cast(Any, None), 1).over
+        (run.root / "jobs" / "over.json").unlink()
 
 
 def test_an_experiment_has_as_many_clients_as_nodes_enrolled(

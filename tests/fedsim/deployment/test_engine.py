@@ -8,16 +8,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fedsim.config import Experiment, parse_experiment
 from fedsim.deployment import engine as engine_module
-from fedsim.deployment import parts
+from fedsim.deployment import parts, processes
 from fedsim.deployment.engine import Deployment
+from fedsim.deployment.flower_private import Control
 from fedsim.deployment.parts import Site
 from fedsim.deployment.processes import Part
 from fedsim.engines.in_process import InProcess
@@ -26,10 +28,28 @@ from fedsim.files import digest, read_tensors
 from fedsim.records import RunDirectory
 
 STAR = 'adversary = { threat = "curious-server" }'
-RING = 'topology = { name = "ring" }\nprotocol = { name = "d-psgd" }'
+ENCRYPTED_RING = """
+topology = { name = "ring" }
+protocol = { name = "d-psgd", encrypted = true }
+adversary = { threat = "curious-neighbour" }
+"""
+TEXTS = (
+    "data.name=sentences",
+    'data.options={ length = 8, vocabulary_size = 300, texts = ["One came.", "Two left again."] }',
+    "model.name=bert",
+    "model.options={ layers = 1, width = 8 }",
+)
+ROWS = ("data.name=breast-cancer",)
 
 
-def tiny(text: str = STAR, *, rounds: int = 2, clients: int = 2, tls: bool = True) -> Experiment:
+def tiny(
+    text: str = STAR,
+    *,
+    rounds: int = 2,
+    clients: int = 2,
+    tls: bool = True,
+    sets: Sequence[str] = (),
+) -> Experiment:
     return parse_experiment(
         f"""
         name = "tiny"
@@ -38,8 +58,18 @@ def tiny(text: str = STAR, *, rounds: int = 2, clients: int = 2, tls: bool = Tru
         model = {{ name = "mlp", options = {{ hidden = [6] }} }}
         engine = {{ name = "deployment", tls = {str(tls).lower()} }}
         {text}
-        """
+        """,
+        overrides=sets,
     )
+
+
+def heard(run: RunDirectory) -> dict[str, bytes]:
+    """Every file of what the adversary heard, of whole messages and of views among peers."""
+    return {
+        str(path.relative_to(run.root)): path.read_bytes()
+        for folder in (run.root / "observations", run.views)
+        for path in sorted(folder.rglob("*.*"))
+    }
 
 
 @pytest.fixture
@@ -77,23 +107,23 @@ def _no_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 @pytest.mark.slow
 @pytest.mark.flwr_runtime
 @pytest.mark.parametrize(
-    ("text", "clients", "tls"),
-    [(STAR, 3, True), (STAR, 2, False), (RING, 3, True)],
-    ids=["with a server", "plain HTTP", "peers"],
+    ("text", "sets", "clients", "tls"),
+    [(STAR, (), 3, True), (STAR, TEXTS, 2, False), (ENCRYPTED_RING, ROWS, 3, True)],
+    ids=["images and a server", "texts over plain HTTP", "rows among peers who encrypt"],
 )
 def test_a_deployment_gives_the_bits_of_a_run_in_one_process(
-    run: RunDirectory, tmp_path: Path, text: str, clients: int, tls: bool
+    run: RunDirectory, tmp_path: Path, text: str, sets: Sequence[str], clients: int, tls: bool
 ) -> None:
     plain = RunDirectory.create(tmp_path, "plain")
-    InProcess(tiny(text, rounds=3, clients=clients), plain).train()
+    InProcess(tiny(text, rounds=3, clients=clients, sets=sets), plain).train()
 
-    Deployment(tiny(text, rounds=3, clients=clients, tls=tls), run).train()
+    Deployment(tiny(text, rounds=3, clients=clients, tls=tls, sets=sets), run).train()
 
     assert run.events() == []
     assert [one["round"] for one in run.rounds()] == [0, 1, 2, 3]
     assert digest(read_tensors(run.checkpoint)[0]) == digest(read_tensors(plain.checkpoint)[0])
+    assert heard(run) == heard(plain) != {}
     assert run.views_sha256() == plain.views_sha256()
-    assert run.observation_records() == plain.observation_records()
     assert not (run.root / "logs").exists()
 
 
@@ -272,6 +302,25 @@ def test_a_part_that_does_not_start_ends_the_run_with_its_last_words(
         Deployment(tiny(), run).train()
 
     assert "no_such_module" in (run.root / "logs" / "superlink.log").read_text()
+
+
+@pytest.mark.parametrize("order", ["register", "start"])
+def test_an_order_that_a_superlink_refuses_ends_the_run_in_words(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    for name in ("superlink", "server_app", "executor", "supernode"):
+        monkeypatch.setattr(parts, f"start_{name}", lambda *_, **__: None)
+    monkeypatch.setattr(processes, "wait_until", lambda *_, **__: None)
+    monkeypatch.setattr(processes, "end", lambda _: None)
+
+    def refuse(*_: object) -> int:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(Control, "register", lambda *_: 1)
+    monkeypatch.setattr(Control, order, refuse)
+
+    with pytest.raises(RunFailed, match="SuperLink did not do as it was told: connection refused"):
+        Deployment(tiny(), run).train()
 
 
 DEPLOY = [sys.executable, "-m", "fedsim.cli", "deploy", "digits-curious-server", "--nodes", "2"]

@@ -1,11 +1,14 @@
 """Nodes that nobody counted get a number each, and are let in."""
 
+import base64
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedsim.deployment.enrolment import Membership, enrol, enrolled, gathered, welcome
 from fedsim.errors import Damaged, RunFailed
@@ -100,9 +103,24 @@ def test_what_a_node_hands_in_is_its_public_key_and_no_more(tmp_path: Path) -> N
     assert not any("PRIVATE" in text for text in texts)
 
 
-def test_a_key_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+P_256 = bytes.fromhex("2a8648ce3d030107")
+
+
+@pytest.mark.parametrize("what", ["no key", "unknown curve", "no curve"])
+def test_a_key_that_is_none_is_refused_by_name(tmp_path: Path, what: str) -> None:
     me = node(tmp_path, "a")
-    (me.desk / "public.pem").write_text("not a key")
+    path = me.desk / "public.pem"
+    if what == "no key":
+        path.write_text("not a key")
+    elif what == "no curve":
+        key = ed25519.Ed25519PrivateKey.generate().public_key()
+        path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    else:
+        header, *lines, footer = path.read_text().splitlines()
+        der = base64.b64decode("".join(lines))
+        assert P_256 in der
+        lines = [base64.b64encode(der.replace(P_256, P_256[:-1] + b"\x7f")).decode()]
+        path.write_text("\n".join([header, *lines, footer]))
 
     with pytest.raises(Damaged, match=r"public\.pem: not a public key"):
         enrolled(shared(tmp_path))

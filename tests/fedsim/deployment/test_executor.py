@@ -195,6 +195,39 @@ def test_a_reply_that_a_process_died_over_is_brought_again_as_it_was(tmp_path: P
     assert reply.content == said.content
 
 
+@pytest.mark.parametrize("where", ["take", "give"])
+def test_a_successor_answers_for_a_process_that_an_error_ended(tmp_path: Path, where: str) -> None:
+    class Broken(Source):
+        """Something that nobody foresaw happens in it."""
+
+    def fail(self: Source, *_: object) -> None:
+        raise ValueError("not foreseen")
+
+    setattr(Broken, where, fail)
+    with pytest.raises(ValueError, match="not foreseen"):
+        serve(Broken("one"), app(echo), tmp_path / "memo")
+    source = Source()
+
+    serve_all(source, echo, tmp_path / "memo")
+
+    ((whose, reply, _),) = source.given
+    assert whose == "one"
+    assert reply.has_error() == (where == "take")  # what was about to be said is not lost
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_is_answered_when_the_disk_is_full(tmp_path: Path) -> None:
+    (tmp_path / "memo.new").symlink_to("/dev/full")
+    source = Source("one", "two")
+
+    serve_all(source, echo, tmp_path / "memo")
+
+    assert [(token, reply.has_error()) for token, reply, _ in source.given] == [
+        ("one", False),
+        ("two", False),
+    ]
+
+
 def test_a_note_that_is_of_no_use_does_not_stop_the_successor(tmp_path: Path) -> None:
     memo = tmp_path / "memo"
     memo.write_bytes(b"old\n")

@@ -1,5 +1,6 @@
 """The contract with what Flower keeps private: each test fails when a new Flower moves it."""
 
+import asyncio
 import importlib
 import inspect
 import threading
@@ -8,9 +9,13 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from fedsim.deployment import flower_waits
+from fedsim.deployment import flower_private, flower_waits
 from fedsim.deployment.flower_waits import _Bell, _messages_are_whole, _rings, _sleep_at, _waits
 
 
@@ -312,3 +317,127 @@ def test_a_supernode_says_again_which_message_a_task_is_about() -> None:
         return [tree.object_id for tree in got.message_object_trees]
 
     assert [pull(1), pull(1), pull(2), pull(2), pull(3)] == [["a"], ["a"], ["b"], ["b"], []]
+
+
+SECRET = b"of who directs"
+ORDERS = sorted(path for _, path in PROTOBUF_REQUEST_TYPES if path.startswith("/v1/control"))
+
+
+class Loopback(httpx.BaseTransport):
+    """Brings requests to an application in this process."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app)) as client:
+                return await client.send(request)
+
+        answer = asyncio.run(ask())
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A SuperLink without keys, in this process."""
+    from flwr.superlink import main
+
+    monkeypatch.setattr(main, "_get_middleware", main._get_middleware)  # so that it is put back
+    flower_private.obey_the_director_alone()
+    app = main.create_app()
+    app.state.superexec_auth_secret = SECRET
+    return app
+
+
+@pytest.fixture
+def superlink(app: Any) -> httpx.Client:
+    """Who asks it."""
+    return httpx.Client(transport=Loopback(app), base_url="http://superlink")
+
+
+def control(superlink: httpx.Client, *interceptors: object) -> ControlHttpClient:
+    """Who gives orders, each request passed through these."""
+    client = ControlHttpClient("http://superlink", interceptors=interceptors)  # type: ignore[arg-type]
+    client._client = superlink
+    return client
+
+
+class Heard:
+    """Keeps requests as they cross the link."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        self.requests.append(context.request)
+        return call_next(context)
+
+
+def test_all_orders_of_a_superlink_have_one_door() -> None:
+    from flwr.superlink.routers.control import router
+
+    assert "/v1/control/start-run" in ORDERS
+    assert {route.path for route in router.routes} == set(ORDERS)  # type: ignore[attr-defined]
+    assert all(path.startswith(flower_private.CONTROL) for path in ORDERS)
+
+
+def test_a_superlink_takes_no_order_that_is_not_signed(superlink: httpx.Client) -> None:
+    signed_by_another = flower_private._Signed(b"another").intercept
+    for path in ORDERS:
+        request = superlink.build_request(
+            "POST", path, content=b"", headers={"content-type": "application/protobuf"}
+        )
+        assert superlink.send(request).status_code == 401, path
+        message = PROTOBUF_REQUEST_TYPES["POST", path]()
+        context = SimpleNamespace(request=request, message=message)
+        answer = signed_by_another(context, lambda one: superlink.send(one.request))
+        assert answer.status_code == 401, path
+
+
+def test_an_order_is_taken_from_who_holds_the_secret_and_once(superlink: httpx.Client) -> None:
+    heard = Heard()
+    director = control(superlink, flower_private._Signed(SECRET), heard)
+
+    assert isinstance(director.ListRuns(ListRunsRequest()), ListRunsResponse)
+
+    (request,) = heard.requests
+    assert superlink.send(request).status_code == 401  # the same again
+    assert SECRET.decode() not in str(request.headers)
+
+
+@pytest.mark.parametrize("change", ["path", "body"])
+def test_a_signature_is_worth_nothing_for_another_order(
+    superlink: httpx.Client, change: str
+) -> None:
+    def changed(context: Any, call_next: Any) -> Any:
+        request = superlink.build_request(
+            "POST",
+            "/v1/control/list-nodes" if change == "path" else context.request.url.path,
+            content=ListRunsRequest(limit=3).SerializeToString() if change == "body" else b"",
+            headers=context.request.headers,
+        )
+        return superlink.send(request)
+
+    between = SimpleNamespace(intercept=changed)
+    director = control(superlink, flower_private._Signed(SECRET), between)
+
+    with pytest.raises(Exception, match="401"):
+        director.ListRuns(ListRunsRequest())
+
+
+def test_a_header_does_not_lead_around_the_door(superlink: httpx.Client) -> None:
+    answer = superlink.post(
+        "/v1/control/list-runs",
+        headers={"content-type": "application/protobuf", "host": "x/v1/fleet/get-run?"},
+    )
+
+    assert answer.status_code == 401
+
+
+def test_a_superlink_without_a_secret_takes_no_orders(app: Any, superlink: httpx.Client) -> None:
+    app.state.superexec_auth_secret = None
+    director = control(superlink, flower_private._Signed(SECRET))
+
+    with pytest.raises(Exception, match="401"):
+        director.ListRuns(ListRunsRequest())

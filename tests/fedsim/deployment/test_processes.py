@@ -77,6 +77,19 @@ def test_what_a_part_left_behind_when_it_died_is_ended_too(program: Path) -> Non
     assert gone(child)
 
 
+def test_code_that_lies_in_the_current_directory_is_not_run(
+    program: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    (here / "program.py").write_text("print('started in a strange place')")
+    monkeypatch.chdir(here)
+    part = start(program)
+    try:
+        assert child_of(part)
+    finally:
+        processes.end([part])
+
+
 STUBBORN = """
 import signal, threading
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

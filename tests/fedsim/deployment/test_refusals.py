@@ -3,17 +3,24 @@
 One real SuperLink answers all tests of this file; what it says is Flower's.
 """
 
+import copy
 import datetime
+import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import fab_to_proto, message_from_proto, message_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     PullMessagesRequest,
@@ -22,6 +29,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -137,6 +145,36 @@ def test_nobody_takes_the_task_of_the_server_app_without_the_secret(link: Link) 
     assert refusal.value.response.status_code == 401
 
 
+def director(link: Link, secret: bytes | None = None) -> Control:
+    """Who tells a SuperLink what to do, by its secret or another."""
+    return Control(
+        link.address, link.certificates.authority, secret or link.site.secret.read_bytes()
+    )
+
+
+PROJECT: dict[str, Any] = {
+    "project": {"name": "some", "version": "1.0.0"},
+    "tool": {
+        "flwr": {"app": {"publisher": "us", "components": {"serverapp": "a:b", "clientapp": "a:b"}}}
+    },
+}
+
+
+def test_a_superlink_starts_no_run_and_lets_in_no_node_for_who_lacks_the_secret(
+    link: Link,
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+
+    with director(link, b"guessed") as stranger:
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            stranger.start(PROJECT)
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            stranger.register(key)
+
+    with director(link) as control:
+        assert control.register(key)  # nobody registered it before
+
+
 def fleet(link: Link, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
     """What speaks for a node."""
     return FleetHttpClient.from_server_address(
@@ -165,7 +203,7 @@ def members(link: Link) -> Iterator[list[Member]]:
     made = []
     for _ in range(2):
         key = ec.generate_private_key(ec.SECP256R1())
-        with Control(link.address, link.certificates.authority) as control:
+        with director(link) as control:
             node_id = control.register(key.public_key())
         client = fleet(link, key)
         public = public_key_to_bytes(key.public_key())
@@ -209,7 +247,7 @@ def test_a_node_cannot_speak_for_another(members: list[Member]) -> None:
 def test_the_director_is_told_whether_a_key_is_known_or_none(
     link: Link, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Control(link.address, link.certificates.authority) as control:
+    with director(link) as control:
         assert control.register(members[0].key.public_key()) is None
         monkeypatch.setattr(flower_private, "public_key_to_bytes", lambda _: b"no key")
         with pytest.raises(httpx.HTTPStatusError):
@@ -220,7 +258,7 @@ def test_a_superlink_answers_who_trusts_its_authority_and_nobody_answers_elsewhe
     link: Link, tmp_path: Path
 ) -> None:
     def answers(address: str, authority: Path) -> bool:
-        with Control(address, authority) as control:
+        with Control(address, authority, b"unasked") as control:
             return control.answers()
 
     (nobody,) = processes.free_ports(1)
@@ -263,17 +301,9 @@ def runs(link: Link) -> Iterator[list[Running]]:
     made = []
     authority = link.certificates.authority
     secret = link.site.secret.read_bytes()
-    project = {
-        "project": {"name": "some", "version": "1.0.0"},
-        "tool": {
-            "flwr": {
-                "app": {"publisher": "us", "components": {"serverapp": "a:b", "clientapp": "a:b"}}
-            }
-        },
-    }
     for _ in range(2):
-        with Control(link.address, authority) as control:
-            number = control.start(project)
+        with director(link) as control:
+            number = control.start(PROJECT)
         with flower_private._runtime_client(
             link.address, authority.read_bytes(), secret, "flwr-serverapp"
         ) as client:
@@ -303,6 +333,48 @@ def reply(member: Member, message: Message, loss: float, run_id: int | None = No
         )
     )
     return list(answer.objects_to_push)
+
+
+LASTING_APP = b"""
+import time
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    while True:
+        print("nodes:", list(grid.get_node_ids()), flush=True)
+        time.sleep(0.5)
+"""
+
+
+def test_a_superlink_that_was_started_again_knows_nobody_and_the_server_app_ends(
+    tmp_path: Path,
+) -> None:
+    link = open_link(tmp_path)
+    project = copy.deepcopy(PROJECT)
+    project["tool"]["flwr"]["app"]["components"] = {"serverapp": "own:app", "clientapp": "own:app"}
+    files = {"pyproject.toml": tomli_w.dumps(project).encode(), "own.py": LASTING_APP}
+    content, _ = build_fab_from_files(files)
+    fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+    with ExitStack() as stack:
+        stack.callback(lambda: processes.end([link.part]))
+        with director(link) as control:
+            control._client.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        server_app = parts.start_server_app(link.site, link.address, link.certificates.authority)
+        stack.callback(processes.end, [server_app])
+        processes.wait_until(
+            lambda: "nodes: []" in server_app.log.read_text(), server_app, timeout_s=240.0
+        )
+
+        processes.end([link.part])
+        port = int(link.address.rpartition(":")[2])
+        link.part = parts.start_superlink(link.site, port, link.certificates)
+
+        server_app.process.wait(240.0)  # without it, `Ending` tells that it was no good end
+
+    assert "401" in server_app.log.read_text()
 
 
 def test_of_two_replies_to_a_message_the_first_counts(

@@ -14,6 +14,7 @@ from fedsim.deployment.spool import (
     STAND_IN_S,
     SpoolPool,
     SpoolWorker,
+    tell_end,
 )
 from fedsim.files import Record, replace_json
 from fedsim.pool import Job
@@ -332,15 +333,34 @@ def test_a_sign_that_an_earlier_worker_left_is_no_sign_of_life(
 def test_a_worker_goes_when_the_run_is_over_and_not_because_an_earlier_one_was(
     run: RunDirectory, pool: SpoolPool
 ) -> None:
+    early = SpoolWorker(run, Inner(run), 1)
+    pool.close()
+    late = SpoolWorker(run, Inner(run), 1)
+    assert early.over
+    assert not late.over  # the run may be gone on with
+
+    SpoolPool(run, Clock()).close()
+
+    assert late.over
+
+
+def test_a_worker_goes_when_the_run_is_over_also_if_the_clock_was_set_back(
+    run: RunDirectory, pool: SpoolPool
+) -> None:
     worker = SpoolWorker(run, Inner(run), 1)
     pool.close()
-    over = pool.folder / "over.json"
-    os.utime(over, (worker.began - 60, worker.began - 60))
-    assert not worker.over
-
-    os.utime(over, (worker.began + 60, worker.began + 60))
+    os.utime(pool.folder / "over.json", (0, 0))
 
     assert worker.over
+
+
+def test_a_worker_that_comes_when_the_run_is_done_goes_again(
+    run: RunDirectory, pool: SpoolPool
+) -> None:
+    pool.close()
+    tell_end(run, "done")
+
+    assert SpoolWorker(run, Inner(run), 1).over
 
 
 @pytest.mark.parametrize(

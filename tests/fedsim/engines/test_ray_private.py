@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,9 +90,16 @@ def test_a_cluster_of_our_own_listens_on_loopback_and_refuses_who_has_no_token(
         assert found["dashboard"] == ""
         assert len(token) == 64
         assert not (tmp_path / ".ray").exists()  # the token is written nowhere
-        assert stranger(address) == "refused"
-        assert stranger(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ab" * 32) == "refused"
-        assert stranger(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) == "joined"
+        with ThreadPoolExecutor() as beside:  # who is refused waits for long
+            none, other, same = beside.map(
+                lambda settings: stranger(address, **settings),
+                [
+                    {},
+                    {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32},
+                    {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+                ],
+            )
+        assert (none, other, same) == ("refused", "refused", "joined")
     finally:
         cluster.stdin.close()
         cluster.stdout.close()

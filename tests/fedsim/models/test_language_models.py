@@ -1,6 +1,9 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.text.language import LanguageModel, cross_entropy, num_tokens_heard
 from attacks.text.tokens import IGNORED, Head, Tokens
@@ -156,16 +159,23 @@ def test_a_model_of_text_is_refused_for_images_and_one_of_images_for_rows() -> N
         build_model("dlg-lenet", (13,), 3, rng=rng, options={})
 
 
-def test_pretrained_weights_are_read_from_a_folder(tmp_path: object) -> None:
-    model = model_of("bert", "masked")
+@pytest.mark.parametrize(("name", "head"), [("bert", "masked"), ("gpt2", "causal")])
+def test_pretrained_weights_are_read_from_a_folder_and_drop_nothing_unless_told(
+    name: str, head: Head, tmp_path: Path
+) -> None:
+    model = model_of(name, head)
     model.network.save_pretrained(str(tmp_path))  # type: ignore[operator]
+    config = json.loads((tmp_path / "config.json").read_text())
+    dropping = {key: 0.5 for key in config if key.endswith(("dropout_prob", "pdrop"))}
+    (tmp_path / "config.json").write_text(json.dumps(config | dropping))
+    options = {"pretrained": str(tmp_path)}
 
-    read = bert(
-        (8,), 30, rng=torch.Generator().manual_seed(9), tokens=tokens_of("masked"),
-        pretrained=str(tmp_path),
-    )  # fmt: skip
+    def read(length: int) -> nn.Module:
+        rng = torch.Generator().manual_seed(9)
+        return build_model(name, (length,), 30, rng=rng, options=options, tokens=tokens_of(head))
 
     tokens = torch.tensor([[1, 5, 6, 7, 2]])
-    torch.testing.assert_close(read(tokens), model(tokens))
+    assert len(dropping) >= 2
+    torch.testing.assert_close(read(8)(tokens), model(tokens))
     with pytest.raises(ConfigError, match=r"set data\.options\.length to no more"):
-        bert((9,), 30, rng=torch.Generator(), tokens=tokens_of("masked"), pretrained=str(tmp_path))
+        read(9)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.proxy.http import (
+    BESIDE,
     LONGEST_HEAD,
     MOST_WAITING,
     Budget,
@@ -14,9 +15,11 @@ from fedsim.proxy.http import (
     Direction,
     Exchange,
     Garbled,
+    NoRoom,
 )
 
 ASK = b"POST /one HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+ROOM_OF_ASK = ASK.index(b"\r\n\r\n") + 3 * BESIDE
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes"
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -116,16 +119,68 @@ def test_a_body_that_is_too_large_is_not_kept_and_the_next_is() -> None:
 
 
 def test_all_connections_together_hold_no_more_than_their_budget() -> None:
-    budget = Budget(7)
+    heads = 2 * ROOM_OF_ASK
+    budget = Budget(heads + 7)
     one, other = Conversation(1000, budget), Conversation(1000, budget)
 
     one.feed("up", ASK[:-1])
     other.feed("up", ASK)
 
-    assert budget.held == 4
+    assert budget.held == heads + 4
     assert (one.too_large, other.too_large) == (0, 1)
     one.close()
+    assert budget.held == ROOM_OF_ASK
+    other.close()
     assert budget.held == 0
+
+
+def test_heads_that_wait_for_answers_take_from_the_budget_as_well() -> None:
+    budget = Budget(10 * LONGEST_HEAD)
+    talk = Conversation(1000, budget)
+    ask = b"GET / HTTP/1.1\r\nx: " + b"y" * (LONGEST_HEAD - 100) + b"\r\n\r\n"
+
+    for _ in range(9):
+        talk.feed("up", ask)
+    assert 9 * len(ask) <= budget.held <= budget.most
+    with pytest.raises(NoRoom, match="more is said at a time than there is room for"):
+        talk.feed("up", ask + ask)
+
+    talk.close()
+    assert budget.held == 0
+
+
+def test_lines_of_a_head_take_more_than_their_letters() -> None:
+    budget = Budget(2**20)
+    talk = Conversation(1000, budget)
+
+    talk.feed("up", b"GET / HTTP/1.1\r\n" + b"".join(b"%d:\r\n" % n for n in range(150)) + b"\r\n")
+
+    assert budget.held > 150 * BESIDE
+
+
+def test_half_a_head_takes_from_the_budget_as_well() -> None:
+    budget = Budget(1000)
+    one, other = Conversation(1000, budget), Conversation(1000, budget)
+
+    one.feed("up", b"GET /" + b"x" * 700)
+    assert budget.held == 705
+    with pytest.raises(NoRoom):
+        other.feed("down", b"HTTP/1.1 200 " + b"x" * 700)
+
+    one.close()
+    other.close()
+    assert budget.held == 0
+
+
+def test_an_interim_answer_gives_back_what_it_took() -> None:
+    budget = Budget(10_000)
+    talk = Conversation(1000, budget)
+    talk.feed("up", ASK)
+    before = budget.held
+
+    talk.feed("down", b"HTTP/1.1 100 Continue\r\nx: y\r\n\r\n")
+
+    assert budget.held == before
 
 
 @pytest.mark.parametrize(
@@ -171,7 +226,7 @@ def test_an_answer_that_cannot_be_is_refused(said: bytes) -> None:
 
 
 def test_a_request_may_be_answered_before_it_has_ended() -> None:
-    budget = Budget(1000)
+    budget = Budget(10_000)
     talk = Conversation(1000, budget)
     refusal = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nyes"
 
@@ -235,14 +290,14 @@ PARTS = st.sampled_from(
 def test_whatever_strangers_say_is_read_or_refused_and_holds_no_more_than_its_budget(
     said: list[tuple[Direction, bytes]],
 ) -> None:
-    budget = Budget(64)
+    budget = Budget(2000)
     talk = Conversation(32, budget)
 
     try:
         for direction, data in said:
             for exchange in talk.feed(direction, data):
                 budget.give(exchange.kept)
-            assert 0 <= budget.held <= 64
+            assert 0 <= budget.held <= 2000
     except Garbled:
         pass
     for exchange in talk.close():

@@ -251,6 +251,21 @@ def test_what_was_kept_of_a_connection_that_turns_to_garbage_is_heard_and_let_go
     assert heard[-1].response.body == bytes(200_000)
 
 
+def test_a_connection_that_says_more_than_there_is_room_for_is_relayed_unheard(
+    tmp_path: Path,
+) -> None:
+    reading = _Reading(prepared(tmp_path))
+    reading.budget.most = 5000
+    for connection in range(3):
+        reading.take(_Piece(connection, 1.0, link="client-0"))
+        reading.take(_Piece(connection, 1.0, direction="up", data=b"GET /" + b"x" * 2000))
+
+    assert reading.noted == {"tap-too-large": 1}
+    assert [wire.conversation is None for wire in reading.wires.values()] == [False, False, True]
+    reading.close()
+    assert reading.budget.held == 0
+
+
 def test_half_an_answer_that_a_gap_ends_is_not_taken_for_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from fedsim.deployment.bundles import SMALL, bundle
 from fedsim.engines.flower_private import assume_server_identity
-from fedsim.proxy.rebuild import Objects, Rebuilder
+from fedsim.proxy.rebuild import BESIDE, Objects, Rebuilder
 from tests.fedsim.proxy import traffic_maker as maker
 from tests.fedsim.proxy.traffic_maker import Call
 
@@ -154,16 +154,31 @@ def test_an_object_that_is_not_what_its_name_says_is_refused() -> None:
 
 
 def test_only_so_many_bytes_are_remembered() -> None:
-    objects = Objects(100)
+    objects = Objects(10 * BESIDE)
 
     for number in range(50):
         objects.put(str(number), bytes(30))
-    objects.put("huge", bytes(101))
+    objects.put("huge", bytes(10 * BESIDE))
 
-    assert objects.held <= 100
+    assert objects.held <= 10 * BESIDE
+    assert sum(str(number) in objects for number in range(50)) == 9  # names take room as well
     assert "49" in objects
     assert "0" not in objects
     assert "huge" not in objects
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 10_000_000, "a" * 63, "g" * 64, "A" * 64, "", "a" * 64 + "\n"]
+)
+def test_names_that_no_object_can_have_are_noted_and_not_kept(name: str) -> None:
+    tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id=name)])
+    announced = PushMessagesRequest(message_object_trees=[tree]).SerializeToString()
+
+    heard = Heard().hear([("/v1/fleet/push-messages", announced, b"")])
+
+    assert [kind for kind, _ in heard.notes] == ["tap-unreadable"]
+    assert "no name of an object" in heard.notes[0][1]
+    assert not heard.rebuild._open
 
 
 def test_what_was_forgotten_is_noted_when_it_is_needed() -> None:

@@ -107,7 +107,7 @@ def test_nested_and_dotted_keys_mean_the_same_and_options_are_replaced_whole() -
 def test_every_cell_of_every_shipped_sweep_can_be_built(name: str) -> None:
     cells = cells_of(read_sweep(name))
 
-    assert len(cells) >= 12
+    assert len(cells) >= 8
     assert all(list(build_chain(cell.experiment)) is not None for cell in cells)
     assert not cells[0].experiment.defenses  # what the others are compared with
 

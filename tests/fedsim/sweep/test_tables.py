@@ -92,6 +92,15 @@ def test_our_verdict_beside_a_published_one_is_worded_by_what_was_measured() -> 
     assert verdicts == ["not broken by plain", "no", NOTHING]
 
 
+def test_our_verdict_is_on_the_attack_of_the_paper_where_that_was_run() -> None:
+    broken = ATTACKED.model_copy(update={"num_recovered": 1})
+    attackers = {"original": ATTACKED, "plain": broken}
+
+    assert published_of(ROW.model_copy(update={"attackers": attackers}))[2] == (
+        "not broken by original"
+    )
+
+
 def test_columns_of_both_files_are_the_same_where_a_value_is_missing_in_some_rows() -> None:
     import csv
 

@@ -3,10 +3,12 @@
 import asyncio
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from fedsim.records import RunDirectory
 from fedsim.watch.app import SCRIPTS, build_app
 from fedsim.watch.feed import Feed, Position, run_in
 from fedsim.watch.guard import known
+from fedsim.watch.pictures import Pictures
+from fedsim.watch.tensors import MOST_IN_BATCHES, MOST_PRIVATE, Missing, RunTensors
 from tests.fedsim.conftest import MadeRun, Make
 from tests.fedsim.watch.asking import Asker
 from tests.fedsim.watch.synthetic import Made
@@ -277,6 +281,49 @@ def test_a_file_that_promises_more_than_it_holds_is_not_opened(
 
     assert asker.get(f"/film/{name}/dlg/0.png").status_code == 404
     assert asker.get(f"/so-far/w/{name}/0.png").status_code == 204
+
+
+def promise(path: Path, shapes: dict[str, list[int]]) -> None:
+    """Write a file of F64 tensors that takes no room, whatever it holds."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 8 * prod(shape)
+        header[name] = {"dtype": "F64", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+
+
+def test_a_film_that_holds_too_much_is_not_read(tmp_path: Path) -> None:
+    looks = {f"snapshot/{number:04d}": [1, 4, 1024, 1024] for number in range(4)}
+    promise(tmp_path / "reconstructions/a--dlg.safetensors", looks | {"inputs": [1, 4, 1024, 1024]})
+
+    with pytest.raises(Missing):
+        Pictures(RunTensors(tmp_path)).film("a", "dlg", 0)
+
+
+def test_a_private_batch_that_holds_too_much_is_not_read(tmp_path: Path) -> None:
+    many = MOST_IN_BATCHES // 3072 + 1
+    path = tmp_path / "truth/round-00001-client-0.safetensors"
+    promise(path, {"inputs": [many, 3, 32, 32], "labels": [many]})
+
+    with pytest.raises(Missing):
+        Pictures(RunTensors(tmp_path)).original(1, "client-0", 0)
+
+
+def test_a_guess_so_far_is_not_paired_with_more_than_a_batch(tmp_path: Path) -> None:
+    guesses = torch.rand(2, 1, 2, 2)
+    replace_tensors(tmp_path / "progress" / "w.safetensors", {"a": guesses})
+    for server_round, many in ((1, MOST_PRIVATE), (2, MOST_PRIVATE + 1)):
+        inputs = torch.cat([guesses, torch.rand(many - 2, 1, 2, 2)])
+        path = tmp_path / "truth" / f"round-0000{server_round}-client-0.safetensors"
+        replace_tensors(path, {"inputs": inputs, "labels": torch.zeros(many)})
+    pictures = Pictures(RunTensors(tmp_path))
+
+    assert pictures.so_far("w", "a", 1, 1, "client-0")
+    with pytest.raises(Missing):
+        pictures.so_far("w", "a", 1, 2, "client-0")
 
 
 @pytest.mark.parametrize(

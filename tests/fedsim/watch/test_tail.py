@@ -1,8 +1,10 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from fedsim.files import LARGEST_LOG
 from fedsim.watch.tail import Tail
 
 
@@ -103,3 +105,41 @@ def test_a_line_is_found_again_by_its_place(log: Path) -> None:
         line.record for line in lines
     ]
     assert tail.line_at(10**6, 10) is None
+
+
+def test_a_log_that_is_a_link_is_not_read(log: Path) -> None:
+    other = log.with_name("other")
+    write(other, {"round": 1})
+    log.symlink_to(other)
+    tail = Tail(log)
+
+    assert rounds(tail) == []
+    assert tail.line_at(0, other.stat().st_size - 1) is None
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(log: Path) -> None:
+    os.mkfifo(log)
+
+    assert rounds(Tail(log)) == []
+
+
+def test_a_log_that_turns_into_a_link_is_forgotten(log: Path) -> None:
+    write(log, {"round": 1})
+    tail = Tail(log)
+    assert rounds(tail) == [1]
+
+    log.rename(log.with_name("other"))
+    log.symlink_to(log.with_name("other"))
+
+    growth = tail.look()
+    assert growth.anew
+    assert growth.lines == []
+
+
+def test_a_log_larger_than_any_is_not_read(log: Path) -> None:
+    write(log, {"round": 1})
+    os.truncate(log, LARGEST_LOG + 1)
+    growth = Tail(log).look()
+
+    assert growth.lines == []
+    assert not growth.more  # else it would be read for ever

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedsim import files
 from fedsim.files import Record, replace_json
 from fedsim.records import RunDirectory
 from fedsim.watch import watched
@@ -339,6 +340,40 @@ def test_documents_that_make_no_sense_harm_nothing(made: Made, file: str, conten
     (made.run.root / file).write_text(content)
 
     json.dumps(looked(Watched(made.run.root)).since(0), allow_nan=False)
+
+
+def test_files_that_lead_elsewhere_or_hold_too_much_are_not_read(
+    made: Made, tmp_path: Path
+) -> None:
+    made.begin()
+    made.play(1)
+    root = made.run.root
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    told = {"time": "now", "kind": "secret", "message": "of somebody else"}
+    (outside / "events.jsonl").write_text(json.dumps(told) + "\n")
+    (outside / "config.toml").write_text('description = "secret"\n')
+    for file in ("events.jsonl", "config.toml"):
+        (root / file).unlink(missing_ok=True)
+        (root / file).symlink_to(outside / file)
+    (root / "rounds.jsonl").unlink()
+    os.mkfifo(root / "rounds.jsonl")
+
+    seen = looked(Watched(root)).since(0)
+
+    assert seen["events"]["total"] == 0
+    assert seen["rounds"] == []
+    assert "secret" not in json.dumps(seen)
+
+
+def test_an_experiment_larger_than_any_is_not_read(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.begin()
+    (made.run.root / "config.toml").write_text('description = "long"\n')
+    monkeypatch.setattr(files, "LARGEST_DOCUMENT", 10)
+
+    assert looked(Watched(made.run.root)).config == {}
 
 
 def test_a_job_of_a_worker_that_was_killed_is_forgotten(made: Made) -> None:

@@ -1,0 +1,265 @@
+"""What the engines are timed on: noise for data, three models, and a strategy with a clock.
+
+The strategy is Flower's FedAvg; when it is asked for the messages of a round it notes what CPU all
+processes of the run have used, and in between runs the same steps of SGD in a plain loop. So both
+are timed in turn, in one run, whatever plays the clients.
+"""
+
+import functools
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim.data.images import ImageData
+from fedsim.models.lenet import dlg_lenet
+from server.strategies import FedAvg
+
+SHAPE = (3, 32, 32)
+CLASSES = 10
+CLIENTS = 50
+STEPS = 5
+BATCH = 10
+RATE = 0.01
+MODELS = ("lenet", "mlp", "cnn")
+
+
+def noise(
+    *, examples: int = CLIENTS * STEPS * BATCH, side: int = 32, channels: int = 3
+) -> ImageData:
+    """Return random pictures with random classes; the same each time."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.rand(examples, channels, side, side, generator=rng)
+    labels = torch.arange(examples) % CLASSES
+    names = tuple(str(number) for number in range(CLASSES))
+    return ImageData(
+        name="noise",
+        train_inputs=inputs,
+        train_labels=labels,
+        test_inputs=inputs[:100],
+        test_labels=labels[:100],
+        class_names=names,
+    )
+
+
+def lenet(
+    input_shape: tuple[int, int, int], num_classes: int, *, rng: torch.Generator
+) -> nn.Module:
+    """The LeNet of DLG for ten classes: 15,826 parameters."""
+    return dlg_lenet(input_shape, num_classes, rng=rng)
+
+
+def mlp(input_shape: tuple[int, int, int], num_classes: int, *, rng: torch.Generator) -> nn.Module:
+    """One hidden layer of 64: 197,322 parameters."""
+    inputs = input_shape[0] * input_shape[1] * input_shape[2]
+    return _drawn(
+        rng, flatten=nn.Flatten(), hidden=nn.Linear(inputs, 64), relu=nn.ReLU(),
+        linear=nn.Linear(64, num_classes),
+    )  # fmt: skip
+
+
+def cnn(input_shape: tuple[int, int, int], num_classes: int, *, rng: torch.Generator) -> nn.Module:
+    """Two convolutions and a dense layer of 128, as in pfl-research's benchmark: 1,626,442."""
+    side = (input_shape[1] - 4) // 2
+    return _drawn(
+        rng, conv1=nn.Conv2d(input_shape[0], 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 64, 3),
+        relu2=nn.ReLU(), pool=nn.MaxPool2d(2), flatten=nn.Flatten(),
+        dense=nn.Linear(64 * side * side, 128), relu3=nn.ReLU(), linear=nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+FACTORIES = {"lenet": lenet, "mlp": mlp, "cnn": cnn}
+
+
+def _drawn(rng: torch.Generator, **layers: nn.Module) -> nn.Sequential:
+    model = nn.Sequential(OrderedDict(layers))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            bound = 1 / max(1, parameter[0].numel()) ** 0.5
+            parameter.uniform_(-bound, bound, generator=rng)
+    return model
+
+
+@functools.cache
+def model_of(name: str) -> nn.Module:
+    """Return one model for all clients of this process."""
+    return FACTORIES[name](SHAPE, CLASSES, rng=torch.Generator().manual_seed(0))
+
+
+@functools.cache
+def data_of(client: int) -> tuple[Tensor, Tensor]:
+    """Return the inputs and labels of one client."""
+    data, each = noise(), STEPS * BATCH
+    part = slice(client * each, (client + 1) * each)
+    return data.train_inputs[part], data.train_labels[part]
+
+
+def bare_round(name: str) -> float:
+    """Return the CPU seconds of the steps of all clients in a plain loop, and of nothing else."""
+    model = model_of(name)
+    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    spent = 0.0
+    for client in range(CLIENTS):
+        inputs, labels = data_of(client)
+        model.load_state_dict(start)  # not timed: or training drifts into slow ranges of numbers
+        before = time.process_time()
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        sgd(model, optimizer, inputs, labels)
+        spent += time.process_time() - before
+    model.load_state_dict(start)
+    return spent
+
+
+def sgd(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+) -> float:
+    """Take the steps of one client as anybody would write them; return the last loss."""
+    for step in range(STEPS):
+        batch = slice(step * BATCH, (step + 1) * BATCH)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs[batch]), labels[batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return float(loss.detach())
+
+
+class _Clock(flower.FedAvg):
+    """Notes, each time a round begins, what the one before it cost.
+
+    Args:
+        clock: A file that gets one line per round: CPU and wall seconds of the round, and CPU
+            seconds of the plain loop run before it.
+        bare: The model of the plain loop; empty means to run none.
+        root: The process whose descendants count; 0 means this process alone.
+        settings: What FedAvg takes.
+    """
+
+    def __init__(self, *, clock: str, bare: str = "", root: int = 0, **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.clock = Path(clock)
+        self.bare = bare
+        self.root = root
+        self.begun: tuple[float, float, float] | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Note what the last round cost, and run the plain loop before this one."""
+        if self.begun is not None:
+            wall, cpu, plain = self.begun
+            line = {
+                "cpu_s": cpu_seconds(self.root) - cpu,
+                "wall_s": time.perf_counter() - wall,
+                "bare_cpu_s": plain,
+            }
+            with self.clock.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        plain = bare_round(self.bare) if self.bare else 0.0
+        self.begun = (time.perf_counter(), cpu_seconds(self.root), plain)
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class Clocked(_Clock, FedAvg):
+    """Our FedAvg with a clock."""
+
+
+class ClockedFlower(_Clock):
+    """Flower's FedAvg with a clock."""
+
+
+def cpu_seconds(root: int = 0) -> float:
+    """Return the CPU seconds of a process and all its descendants; 0 means this one alone."""
+    if not root:
+        return time.process_time()
+    return sum(_ran(process) for process in _family(root))
+
+
+def _ran(process: int) -> float:
+    """Return the seconds that the threads of a process have run; Linux tells nanoseconds."""
+    total = 0
+    for task in Path(f"/proc/{process}/task").glob("*"):
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+    return total / 1e9
+
+
+def _family(root: int) -> list[int]:
+    """Return a process and all its descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+    children: dict[int, list[int]] = {}
+    for process, parent in parents.items():
+        children.setdefault(parent, []).append(process)
+    family = [root]
+    for process in family:  # grows while it is gone through
+        family += children.get(process, [])
+    return family
+
+
+# what a user of Flower would write, by its tutorial for PyTorch
+
+flower_app = ClientApp()
+
+
+@flower_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on this client's data, as in Flower's tutorial."""
+    model = model_of(str(message.content.config_records["config"]["model"]))
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    number = context.node_config["partition-id"]
+    assert isinstance(number, int)
+    inputs, labels = data_of(number)
+    loss = sgd(model, torch.optim.SGD(model.parameters(), lr=RATE), inputs, labels)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord({"train_loss": loss, "num-examples": len(inputs)}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+echo_app = ClientApp()
+
+
+@echo_app.train()
+def echo(message: Message, context: Context) -> Message:  # noqa: ARG001
+    """Return the arrays as they came."""
+    content = RecordDict(
+        {
+            "arrays": message.content.array_records["arrays"],
+            "metrics": MetricRecord({"num-examples": 1}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def payload(size: int) -> ArrayRecord:
+    """Return one array of so many bytes."""
+    return ArrayRecord({"w": Array(np.zeros(size // 4, dtype=np.float32))})

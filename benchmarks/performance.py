@@ -1,0 +1,407 @@
+"""Every goal of speed beside what was measured; nothing is measured here.
+
+    python -m benchmarks.performance                              # prints the tables
+    python -m benchmarks.performance --page docs/performance.md   # puts them into the page
+
+All figures come from the files in `benchmarks/results`; one that is not there is not measured.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PART = re.compile(r"(<!-- measured: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_MEASURED = "not measured"
+
+Results = Mapping[str, Any]
+"""What the files hold, by name without ending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A measured value.
+
+    Attributes:
+        value: The figure that the goal is about.
+        low: Lowest seen.
+        high: Highest seen.
+        unit: Behind the figure, "x" for a ratio.
+        about: What a reader should know of it.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    about: str = ""
+
+    @property
+    def text(self) -> str:
+        """The figure with its spread."""
+        spread = (
+            f" ({self.low:.3g} to {self.high:.3g})"
+            if self.low is not None and self.high is not None
+            else ""
+        )
+        about = f"; {self.about}" if self.about else ""
+        return f"{self.value:.3g}{self.unit}{spread}{about}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What we want.
+
+    Attributes:
+        work: Of what.
+        goal: The bound.
+        at_most: Whether the bound is an upper one.
+        unit: Of the bound.
+        look: Finds the figure; raises `KeyError`, `StopIteration` or `IndexError` where it is not.
+    """
+
+    work: str
+    goal: float
+    at_most: bool
+    look: Callable[[Results], Found]
+    unit: str = ""
+
+    def row(self, results: Results) -> str:
+        """Return a row of the table."""
+        bound = f"{'<=' if self.at_most else '>='} {self.goal:g}{self.unit}"
+        try:
+            found = self.look(results)
+        except (KeyError, StopIteration, IndexError):
+            return f"| {self.work} | {bound} | {NOT_MEASURED} | |"
+        reached = found.value <= self.goal if self.at_most else found.value >= self.goal
+        return f"| {self.work} | {bound} | {found.text} | {'reached' if reached else 'missed'} |"
+
+
+def overhead(file: str, model: str, **wanted: object) -> Callable[[Results], Found]:
+    """Return a look at the overhead of an engine."""
+
+    def look(results: Results) -> Found:
+        row = next(
+            row
+            for row in results[file]["overhead"]
+            if row["model"] == model and all(row[key] == it for key, it in wanted.items())
+        )
+        about = f"{row['rounds']} rounds"
+        return Found(value=row["overhead"], low=row["low"], high=row["high"], unit="x", about=about)
+
+    return look
+
+
+def empty(file: str, clients: int, size: int) -> Callable[[Results], Found]:
+    """Return a look at a round without work, in milliseconds."""
+
+    def look(results: Results) -> Found:
+        row = next(
+            row
+            for row in results[file]["empty"]
+            if (row["clients"], row["bytes"]) == (clients, size)
+        )
+        seconds = (row["wall_s"], row["low_s"], row["high_s"])
+        value, low, high = (1e3 * one for one in seconds)
+        return Found(value=value, low=low, high=high, unit=" ms")
+
+    return look
+
+
+def scale(key: str, unit: str) -> Callable[[Results], Found]:
+    """Return a look at a figure of 100,000 registered clients."""
+
+    def look(results: Results) -> Found:
+        row = next(row for row in results["scale"]["rows"] if row["clients"] == 100_000)
+        return Found(value=row[key], unit=unit)
+
+    return look
+
+
+def efficiency(model: str) -> Callable[[Results], Found]:
+    """Return a look at the parallel efficiency from one worker to two."""
+
+    def look(results: Results) -> Found:
+        row = next(
+            row
+            for row in results["on_ray"]["overhead"]
+            if row["model"] == model and "efficiency" in row
+        )
+        return Found(value=row["efficiency"])
+
+    return look
+
+
+def spread(table: str, row: str, key: str, unit: str = "") -> Callable[[Results], Found]:
+    """Return a look at a figure of `attacks.json`."""
+
+    def look(results: Results) -> Found:
+        found = results["attacks"]["tables"][table]["rows"][row][key]
+        return Found(
+            value=found["median"],
+            low=found["low"],
+            high=found["high"],
+            unit=unit,
+            about=f"{found['repeats']} repeats",
+        )
+
+    return look
+
+
+def dlg_success(method: str) -> Callable[[Results], Found]:
+    """Return a look at the share of images right to MSE < 1e-4 in the setting of DLG."""
+
+    def look(results: Results) -> Found:
+        row = results["dlg_cifar100"]["table"][method]
+        original = results["dlg_cifar100"]["table"]["published"]
+        theirs = original["below_1e-4"], original["images"]
+        about = f"{row['images']} images; the original {theirs[0]} of {theirs[1]}"
+        return Found(value=100 * row["below_1e-4"] / row["images"], unit=" %", about=about)
+
+    return look
+
+
+def dlg_ratio(method: str, key: str) -> Callable[[Results], Found]:
+    """Return a look at how much more CPU the original takes in the setting of DLG."""
+
+    def look(results: Results) -> Found:
+        return Found(value=results["dlg_cifar100"]["ratios"][method][key], unit="x")
+
+    return look
+
+
+def against_breaching(table: str) -> Callable[[Results], Found]:
+    """Return a look at how much more CPU breaching takes at equal mean PSNR, the fair settings."""
+
+    def look(results: Results) -> Found:
+        files = [results[name]["tables"] for name in ("attacks", "peers") if name in results]
+        found = next(tables[table] for tables in files if table in tables)
+        ratio = next(
+            ratio
+            for name, ratio in found["ratios"].items()
+            if name.startswith("breaching TV") and ratio is not None
+        )
+        victims = next(iter(found["rows"].values()))["victims"]
+        return Found(value=ratio, unit="x", about=f"{victims} targets")
+
+    return look
+
+
+MODELS = {"lenet": "LeNet", "mlp": "MLP", "cnn": "CNN"}
+ENGINE_GOALS: dict[str, tuple[str, str, dict[str, object], tuple[float, ...]]] = {
+    "local": ("in-process", "engines", {"engine": "local"}, (1.10, 1.25, 1.10)),
+    "flower": (
+        "Flower's apps on our Grid",
+        "engines",
+        {"engine": "flower-on-grid"},
+        (1.3, 1.8, 1.3),
+    ),
+    "ray": ("ray, two workers", "on_ray", {"workers": 2}, (1.25, 1.25, 1.25)),
+}
+ENGINES = [
+    *(
+        Goal(
+            work=f"{name}, {MODELS[model]}: CPU over that of the bare steps",
+            goal=bound,
+            at_most=True,
+            unit="x",
+            look=overhead(file, model, **wanted),
+        )
+        for name, file, wanted, bounds in ENGINE_GOALS.values()
+        for model, bound in zip(MODELS, bounds, strict=True)
+    ),
+    *(
+        Goal(
+            work=f"ray, {MODELS[model]}: efficiency from one worker to two",
+            goal=0.85,
+            at_most=False,
+            look=efficiency(model),
+        )
+        for model in MODELS
+    ),
+    *(
+        Goal(
+            work=f"an empty round of {clients} clients, {size:,} bytes each way, {name}",
+            goal=goal,
+            at_most=True,
+            unit=" ms",
+            look=empty(file, clients, size),
+        )
+        for name, file, clients, size, goal in (
+            ("in-process", "engines", 50, 1024, 10),
+            ("in-process", "engines", 1000, 1024, 150),
+            ("ray", "on_ray", 50, 1024, 10),
+            ("ray", "on_ray", 1000, 1024, 150),
+            ("ray", "on_ray", 50, 6_500_000, 60),
+        )
+    ),
+]
+ENGINES += [
+    Goal(
+        work=f"100,000 registered clients: {what}",
+        goal=goal,
+        at_most=True,
+        unit=unit,
+        look=scale(key, unit),
+    )
+    for what, key, goal, unit in (
+        ("CPU of setting up", "set_up_cpu_s", 2, " s"),
+        ("memory beyond the data", "more_mb", 200, " MB"),
+    )
+]
+ATTACKS = [
+    *(
+        Goal(
+            work=f"setting of DLG, {name}: images right to MSE < 1e-4",
+            goal=100,
+            at_most=False,
+            unit=" %",
+            look=dlg_success(method),
+        )
+        for name, method in (("closed form", "closed form"), ("iDLG", "idlg"), ("DLG", "dlg"))
+    ),
+    *(
+        Goal(
+            work=f"the same: CPU per success of the original over that of {name}",
+            goal=goal,
+            at_most=False,
+            unit="x",
+            look=dlg_ratio(method, "cpu_s_per_success"),
+        )
+        for name, method, goal in (
+            ("the closed form", "closed form", 300),
+            ("iDLG", "idlg", 5),
+            ("DLG", "dlg", 5),
+        )
+    ),
+    Goal(
+        work="closed form, 128 clients of one round: victims per CPU second",
+        goal=60,
+        at_most=False,
+        look=spread("closed-form", "128 together", "victims_per_s"),
+    ),
+    Goal(
+        work="closures of 128 clients' LeNets: the published loop over ours",
+        goal=6,
+        at_most=False,
+        unit="x",
+        look=spread("lenet", "eager, 128 together", "published_over_this", "x"),
+    ),
+    Goal(
+        work="utilisation of that closure",
+        goal=0.35,
+        at_most=False,
+        look=spread("lenet", "eager, 128 together", "utilisation"),
+    ),
+    Goal(
+        work="utilisation of a closure of Inverting Gradients, ConvNet of width 16, one victim",
+        goal=0.5,
+        at_most=False,
+        look=spread("convnet16", "eager, 1 together", "utilisation"),
+    ),
+    *(
+        Goal(
+            work=f"Inverting Gradients, {name}: CPU of breaching over ours at equal mean PSNR",
+            goal=8,
+            at_most=False,
+            unit="x",
+            look=against_breaching(table),
+        )
+        for name, table in (
+            ("ConvNet of width 16, one image", "convnet16-1"),
+            ("ConvNet of width 64, one image", "convnet-1"),
+            ("ConvNet of width 64, four images", "convnet-4"),
+            ("ResNet-18 of width 16, one image", "resnet-1"),
+            ("ResNet-18 of width 16, four images", "resnet-4"),
+        )
+    ),
+]
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table for a page: one row per name, spreads as median (lowest to highest)."""
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = ["| | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(row.get(key)) for key in keys) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return f"{value['median']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def read(folder: Path) -> Results:
+    """Return what was measured, by the name of its file."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def goals_table(goals: list[Goal], results: Results) -> str:
+    """Return goals beside figures."""
+    head = ["| work | goal | measured | |", "|---|---|---|---|"]
+    return "\n".join([*head, *(goal.row(results) for goal in goals)])
+
+
+def profile_table(results: Results) -> str:
+    """Return where the closed form's time goes."""
+    tables = results.get("attacks", {}).get("tables", {})
+    return markdown(tables["profile"]["rows"]) if "profile" in tables else NOT_MEASURED
+
+
+def closures_table(results: Results) -> str:
+    """Return what attacks cost by batch, as `benchmarks.attacks` left it."""
+    tables = results.get("attacks", {}).get("tables", {})
+    parts = []
+    for name, title in TITLES.items():
+        parts.append(f"**{title}**")
+        parts.append(markdown(tables[name]["rows"]) if name in tables else NOT_MEASURED)
+    return "\n\n".join(parts)
+
+
+TITLES = {
+    "closed-form": "Closed form, victims of one round in the setting of DLG",
+    "lenet": "One closure by squared distance, LeNet of DLG",
+    "convnet16": "One closure of Inverting Gradients, ConvNet of width 16",
+    "resnet": "One closure of Inverting Gradients, ResNet-18 of width 16",
+}
+"""Tables of `attacks.json` that the page shows."""
+
+
+def fill(page: str, results: Results) -> str:
+    """Return a page with its tables made anew.
+
+    Raises:
+        KeyError: The page asks for a table that there is not.
+    """
+    parts = {
+        "engines": goals_table(ENGINES, results),
+        "attacks": goals_table(ATTACKS, results),
+        "closures": closures_table(results),
+        "profile": profile_table(results),
+    }
+    return PART.sub(lambda found: f"{found[1]}{parts[found['name']]}\n{found[3]}", page)
+
+
+def main() -> None:
+    """Print the tables, or write them into a page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="page whose tables are made anew")
+    arguments = parser.parse_args()
+    results = read(arguments.results)
+    if arguments.page is None:
+        print(goals_table(ENGINES + ATTACKS, results))
+        return
+    arguments.page.write_text(fill(arguments.page.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
