@@ -125,6 +125,7 @@ def _write_home(home: Path, port: int) -> None:
 def _environment(home: Path) -> dict[str, str]:
     return environment(home) | {
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "RAY_ADDRESS": "local",  # or it would join whatever cluster this machine has, or had
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

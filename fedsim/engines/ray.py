@@ -281,6 +281,7 @@ class RayPool:
         actor = ray.remote(AttackActor).options(
             num_cpus=0,
             num_gpus=self.experiment.engine.attack_gpus,
+            memory=1,  # Ray spreads only what asks for a share of something
             scheduling_strategy="SPREAD",
             runtime_env=environment(self.experiment.engine.address),
         )

@@ -55,6 +55,7 @@ def test_flowers_own_runtime_gives_the_same_bits_and_leaves_nothing_behind(
         return homes[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", remembered)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that was here and is no more
     plain = RunDirectory.create(tmp_path, "plain")
     InProcess(tiny(text), plain).train()
 
