@@ -543,7 +543,8 @@ def _schema(schema: str | dict[str, object], root: Path) -> TableSchema:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{source}: {where + ': ' if where else ''}{first['msg']}") from error
-    except ValueError as error:  # what both parsers raise, and bytes that are no UTF-8
+    # what both parsers raise, bytes that are no UTF-8, and what is nested deeper than they go
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: expected TOML, or JSON in a .json file: {error}") from error
 
 

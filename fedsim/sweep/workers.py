@@ -20,6 +20,10 @@ from fedsim.sweep.job import Outcome, failed, run_job
 PATIENCE_S = 5.0
 """Seconds that a run has to end when it is asked to; after them its process is killed."""
 
+MOST_MEMORY = 1536 * 2**20
+"""Bytes that a process may hold between two jobs: libraries keep what they made for shapes that do
+not come again, and a fresh process starts in seconds."""
+
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share threads and their locks
 
 
@@ -103,10 +107,7 @@ class _Seat:
                 outcome = self._run(job)
                 self.busy = False
                 self.ended.put(outcome)
-            if self.line is not None:
-                self.line.close()  # the process hears its end
-            if self.process is not None:
-                self.process.join()
+            self._let_go()
         except BaseException as error:
             self.ended.put(error)
 
@@ -130,7 +131,24 @@ class _Seat:
                     digest=job.digest, status="failed", reason=reason, refused={}, seconds=spent
                 )
             return failed(self.folder, job.digest, reason, spent)
+        if _resident(self.process) > MOST_MEMORY:
+            self._let_go()
         return outcome
+
+    def _let_go(self) -> None:
+        """End the process; it hears that its line is closed."""
+        if self.line is not None:
+            self.line.close()
+        if self.process is not None:
+            self.process.join()
+
+
+def _resident(process: BaseProcess) -> int:
+    """Return the bytes of memory that a process holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _serve(line: Connection, folder: str) -> None:

@@ -11,19 +11,25 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tomli_w
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from scipy.io import savemat
+from tokenizers import BertWordPieceTokenizer
 
 from attacks.observation import Kind, Observation, Reconstruction, Snapshot
 from fedsim import lock
 from fedsim.config import parse_experiment, shipped
+from fedsim.data.corpora import tsv
 from fedsim.data.matlab import read_mat
 from fedsim.data.mnist import read_idx
 from fedsim.data.pickled import read_pickled_arrays
+from fedsim.data.tables import adult, csv_table
+from fedsim.data.vocabulary import read_vocabulary
 from fedsim.end_to_end import Keyring, KeysDiffer, Where
 from fedsim.errors import FedsimError
 from fedsim.files import (
@@ -567,4 +573,108 @@ def _data_targets(folder: Path) -> list[Target]:
             feed=written(cifar, lambda: read_pickled_arrays(cifar)),
         ),
         Target(name="SVHN (MATLAB)", seeds=mats, feed=written(mat, lambda: read_mat(mat))),
+        *_table_targets(folder),
+        *_corpus_targets(folder),
+    ]
+
+
+_ROWS = b"".join(b"%d, red, %.1f, no\n%d, green, %.1f, yes\n" % (n, n, n, n / 2) for n in range(20))
+_SCHEMA: Tree = {
+    "label": "bought",
+    "classes": ["no", "yes"],
+    "categories": {"colour": []},
+    "numbers": {
+        "age": {"low": 0, "high": 90, "whole": True},
+        "weight": {"low": 0.0, "high": 50.0},
+    },
+    "drop": [],
+    "delimiter": ",",
+}
+_CENSUS = (
+    b"39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, "
+    b"Male, 2174, 0, 40, United-States, <=50K\n"
+    b"52, Self-emp-not-inc, 209642, HS-grad, 9, Married-civ-spouse, Exec-managerial, Husband, "
+    b"White, Male, 0, 0, 45, United-States, >50K\n"
+)
+
+
+def _table_targets(folder: Path) -> list[Target]:
+    rows = b"age, colour, weight, bought\n" + _ROWS
+    table, schema = folder / "table.csv", folder / "schema.json"
+    for file in ("adult.data", "adult.test"):
+        (folder / file).write_bytes(_CENSUS)
+
+    def described(content: bytes) -> object:
+        table.write_bytes(rows)
+        schema.write_bytes(content)
+        return csv_table(root=folder, file=table.name, schema=schema.name)
+
+    def described_in_toml(content: bytes) -> object:
+        table.write_bytes(rows)
+        schema.with_suffix(".toml").write_bytes(content)
+        return csv_table(root=folder, file=table.name, schema="schema.toml")
+
+    return [
+        Target(
+            name="rows (CSV)",
+            seeds=[rows],
+            feed=written(
+                table, lambda: csv_table(root=folder, file=table.name, schema=dict(_SCHEMA))
+            ),
+        ),
+        Target(
+            name="rows (CSV), packed",
+            seeds=[gzip.compress(rows, mtime=0)],
+            feed=written(
+                folder / "table.csv.gz",
+                lambda: csv_table(root=folder, file="table.csv.gz", schema=dict(_SCHEMA)),
+            ),
+        ),
+        Target(name="schema of rows (JSON)", seeds=[_SCHEMA], feed=described, form=DOCUMENT),
+        Target(
+            name="schema of rows (TOML)",
+            seeds=[tomli_w.dumps(_SCHEMA).encode()],
+            feed=described_in_toml,
+        ),
+        Target(
+            name="Adult",
+            seeds=[_CENSUS],
+            feed=written(folder / "adult.data", lambda: adult(root=folder)),
+        ),
+    ]
+
+
+def _corpus_targets(folder: Path) -> list[Target]:
+    lines = b"sentence\tlabel\n" + b"The cat sat.\t1\nA dog ran off.\t0\n" * 6
+    texts, words = folder / "texts.tsv", folder / "vocab.txt"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(one) for one in range(ord("a"), ord("z") + 1)]
+    listed = "\n".join([*special, *letters, *(f"##{one}" for one in letters), "."]) + "\n"
+    words.write_text(listed)
+    known = folder / "known.txt"  # what learns one takes long
+    known.write_text(listed)
+    pieces = folder / "tokenizer.json"
+    tokenizer = BertWordPieceTokenizer(str(words), lowercase=True)
+
+    def read(task: Literal["classes", "causal"]) -> object:
+        return tsv(root=folder, file=texts.name, task=task, vocabulary=str(known), length=8)
+
+    return [
+        Target(
+            name="texts with classes (TSV)",
+            seeds=[lines],
+            feed=written(texts, lambda: read("classes")),
+        ),
+        Target(name="texts (TSV)", seeds=[lines], feed=written(texts, lambda: read("causal"))),
+        Target(
+            name="vocabulary, a token per line",
+            seeds=[listed.encode()],
+            feed=written(words, lambda: read_vocabulary(words)),
+        ),
+        Target(
+            name="vocabulary (JSON)",
+            seeds=[json.loads(tokenizer.to_str())],
+            feed=written(pieces, lambda: read_vocabulary(pieces)),
+            form=DOCUMENT,
+        ),
     ]

@@ -253,6 +253,7 @@ def test_a_file_without_names_is_given_them(tmp_path: Path) -> None:
         ('drop = ["id"]', 'drop = ["id", "age"]', "named in two places: 'age'"),
         ('label = "works"', "", "label: Field required"),
         ("[numbers]", "[numbers", "expected TOML, or JSON in a .json file"),
+        ('drop = ["id"]', f"drop = {'[' * 100_000}", "expected TOML, or JSON in a .json file"),
         ('"Kiev"]', '"Rome"]', "values of city are given twice: 'Rome'"),
         ('"yes"]', '"yes", "no"]', "values of classes are given twice: 'no'"),
     ],

@@ -1,7 +1,9 @@
 """Jobs in processes that must end when told to, and on a Ray cluster."""
 
+import contextlib
 import gc
 import multiprocessing
+import os
 import signal
 import time
 import warnings
@@ -12,6 +14,7 @@ import pytest
 
 from fedsim.sweep.cells import cells_of, jobs_of
 from fedsim.sweep.config import parse_sweep
+from fedsim.sweep.job import Outcome
 from fedsim.sweep.workers import in_processes, on_ray
 
 TINY: dict[str, object] = {
@@ -53,6 +56,32 @@ def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(
     assert multiprocessing.active_children() == []
     assert not (tmp_path / "lasted").exists()
     assert not (tmp_path / "jobs").exists()  # nothing says that it is over
+
+
+def _names_itself(line: Connection, folder: str) -> None:
+    """Take jobs, and say of each which process had it."""
+    with contextlib.suppress(EOFError):
+        while True:
+            digest, _ = line.recv()
+            me = str(os.getpid())
+            line.send(
+                Outcome(digest=digest, status="done", reason=me, refused={}, seconds=0.0),
+            )
+
+
+def test_a_process_that_holds_too_much_memory_is_replaced_between_two_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.sweep.workers._serve", _names_itself)
+    monkeypatch.setattr("fedsim.sweep.workers.MOST_MEMORY", 0)
+    two = {"name": "tiny", "seeds": [0, 1], "cells": [{"label": "one"}]}
+    jobs = jobs_of(cells_of(parse_sweep(two | TINY)))[:2]
+
+    outcomes = list(in_processes(tmp_path, jobs, 1, lambda: None))
+
+    assert [one.status for one in outcomes] == ["done"] * 2
+    assert len({one.reason for one in outcomes}) == 2
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.ray
