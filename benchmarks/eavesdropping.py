@@ -1,0 +1,194 @@
+"""What it costs the training that somebody listens, and attacks what was heard.
+
+    python -m benchmarks.eavesdropping --output benchmarks/results/eavesdropping.json
+    python -m benchmarks.eavesdropping --markdown benchmarks/results/eavesdropping.json
+
+Clients train in one process that keeps to the first core; the attack worker keeps to another one.
+The adversary listens in every second round, so that both kinds of rounds take turns in one run.
+Where the cost goes is told by a profile of another run, in which it listens in every round.
+"""
+
+import argparse
+import cProfile
+import json
+import multiprocessing
+import os
+import pstats
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.dlg_cifar100 import environment
+from benchmarks.engine_work import BATCH, CLIENTS, RATE
+from fedsim.config import Experiment, parse_experiment
+from fedsim.driver import run
+from fedsim.engines.in_process import InProcess
+from fedsim.pool import AttackPool
+
+ROWS: tuple[dict[str, Any], ...] = (
+    {"model": "lenet", "heard": 1, "rounds": 24},
+    {"model": "lenet", "heard": CLIENTS, "rounds": 12},
+    {"model": "mlp", "heard": 1, "rounds": 40},
+    {"model": "mlp", "heard": CLIENTS, "rounds": 12},
+    {"model": "cnn", "heard": 1, "rounds": 8},
+)
+"""Models, and of how many of the 50 clients the adversary keeps updates in a round."""
+SHOWN = 14
+"""Functions that a profile shows."""
+
+
+class Pinned(InProcess):
+    """The engine in one process, on a core that it shares with no attack worker."""
+
+    def open_pool(self) -> AttackPool:
+        """Start the attack workers; they and this process keep to cores of their own."""
+        pool = super().open_pool()
+        first, *others = sorted(os.sched_getaffinity(0))
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.sched_setaffinity(child.pid, others or [first])
+        os.sched_setaffinity(0, [first])
+        return pool
+
+
+def experiment(row: Mapping[str, Any], folder: Path, heard_in: list[int]) -> Experiment:
+    """Return a federation in which so many clients are heard, in these rounds."""
+    rounds = row["rounds"] + 2
+    return parse_experiment(
+        f"""
+        name = "eavesdropping"
+        rounds = {rounds}
+        partition = {{ clients = {CLIENTS} }}
+        data = {{ name = "benchmarks.engine_work:noise" }}
+        model = {{ name = "benchmarks.engine_work:{row["model"]}" }}
+        training = {{ algorithm = "fedavg", batch_size = {BATCH}, learning_rate = {RATE} }}
+        adversary = {{ victims = {list(range(row["heard"]))}, rounds = {heard_in} }}
+        engine = {{ name = "{__name__}:Pinned", attack_workers = 1 }}
+        output = {{ directory = "{folder}" }}
+        [server]
+        evaluate_every = {rounds + 1}
+        strategy = "benchmarks.engine_work:Clocked"
+        options = {{ clock = "{folder / "clock.jsonl"}" }}
+        [[attacks]]
+        name = "inverting-gradients"
+        time_budget_s = {1 / row["heard"]}
+        """
+    )
+
+
+def clocked(row: Mapping[str, Any], heard_in: list[int]) -> list[dict[str, float]]:
+    """Run it, and return what each round cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        cores = os.sched_getaffinity(0)
+        try:
+            run(experiment(row, Path(folder), heard_in))
+        finally:
+            os.sched_setaffinity(0, cores)
+        lines = (Path(folder) / "clock.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def measure(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what rounds cost with an ear and without one, and how they differ."""
+    rounds = row["rounds"]
+    rows = clocked(row, list(range(2, rounds + 2, 2)))
+    pairs = list(zip(rows[1::2], rows[2::2], strict=False))  # rounds 2 and 3, 4 and 5, ...
+    found: dict[str, Any] = dict(row) | {"pairs": len(pairs)}
+    for kind in ("wall_s", "cpu_s"):
+        ratios = [heard[kind] / deaf[kind] for heard, deaf in pairs]
+        found[kind] = {
+            "heard": statistics.median(heard[kind] for heard, _ in pairs),
+            "deaf": statistics.median(deaf[kind] for _, deaf in pairs),
+            "ratio": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
+    return found
+
+
+def profiled(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return where the training thread's time goes that rounds without an ear do not take."""
+    rounds = min(row["rounds"], 8)
+    every = list(range(1, rounds + 3))
+    never = [every[-1]]
+    taken: dict[str, dict[str, float]] = {}
+    for kind, heard_in in (("heard", every), ("deaf", never)):
+        profile = cProfile.Profile()
+        profile.enable()
+        clocked({**row, "rounds": rounds}, heard_in)
+        profile.disable()
+        for (file, _, name), (_, _, _, total, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+            taken.setdefault(f"{Path(file).stem}.{name}", {}).setdefault(kind, 0.0)
+            taken[f"{Path(file).stem}.{name}"][kind] += total
+    rows = [
+        {
+            "function": name,
+            "ms_more_per_update": 1e3
+            * (times.get("heard", 0.0) - times.get("deaf", 0.0))
+            / (len(every) * row["heard"]),
+        }
+        for name, times in taken.items()
+    ]
+    rows.sort(key=lambda one: -float(str(one["ms_more_per_update"])))
+    return rows[:SHOWN]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Return the tables of a result."""
+    lines = [
+        "| model | updates kept, of 50 | wall, ms per round | without an ear | ratio, median of "
+        "pairs (lowest to highest) | CPU of the training process, ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        wall, cpu = row["wall_s"], row["cpu_s"]
+        lines.append(
+            f"| {row['model']} | {row['heard']} | {1e3 * wall['heard']:.0f} "
+            f"| {1e3 * wall['deaf']:.0f} | {wall['ratio']:.2f} ({wall['low']:.2f} to "
+            f"{wall['high']:.2f}) of {row['pairs']} | {cpu['ratio']:.2f} |"
+        )
+    if "profile" in found:
+        lines += [
+            "",
+            f"What an update that is kept costs the training process, {found['profiled']}; what a "
+            "function calls counts for it, too:",
+            "",
+            "| function | ms more per update |",
+            "|---|---|",
+        ]
+        lines += [
+            f"| `{one['function']}` | {one['ms_more_per_update']:.2f} |" for one in found["profile"]
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, or print the tables of a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, help="write everything as JSON, after each row")
+    parser.add_argument("--markdown", type=Path, help="print the tables of such a JSON, and end")
+    given = parser.parse_args()
+    if given.markdown is not None:
+        print(markdown(json.loads(given.markdown.read_text())))
+        return
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {**environment(), "cores": len(os.sched_getaffinity(0)), "rows": []}
+    for row in ROWS:
+        found["rows"].append(measure(row))
+        if given.output is not None:
+            given.output.write_text(json.dumps(found, indent=1) + "\n")
+        print(found["rows"][-1], file=sys.stderr, flush=True)
+    found["profiled"] = f"{ROWS[3]['model']}, all of {ROWS[3]['heard']}"
+    found["profile"] = profiled(ROWS[3])
+    if given.output is not None:
+        given.output.write_text(json.dumps(found, indent=1) + "\n")
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()
