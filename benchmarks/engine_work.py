@@ -7,6 +7,7 @@ are timed in turn, in one run, whatever plays the clients.
 
 import functools
 import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -157,23 +158,20 @@ class _Clock(flower.FedAvg):
         self.clock = Path(clock)
         self.bare = bare
         self.root = root
-        self.begun: tuple[float, float, float] | None = None
+        self.begun: tuple[Meter, float] | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Note what the last round cost, and run the plain loop before this one."""
         if self.begun is not None:
-            wall, cpu, plain = self.begun
-            line = {
-                "cpu_s": cpu_seconds(self.root) - cpu,
-                "wall_s": time.perf_counter() - wall,
-                "bare_cpu_s": plain,
-            }
+            meter, plain = self.begun
+            wall, cpu, own = meter.read()
+            line = {"cpu_s": cpu, "wall_s": wall, "server_cpu_s": own, "bare_cpu_s": plain}
             with self.clock.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         plain = bare_round(self.bare) if self.bare else 0.0
-        self.begun = (time.perf_counter(), cpu_seconds(self.root), plain)
+        self.begun = (Meter(self.root), plain)
         return super().configure_train(server_round, arrays, config, grid)
 
 
@@ -185,11 +183,28 @@ class ClockedFlower(_Clock):
     """Flower's FedAvg with a clock."""
 
 
-def cpu_seconds(root: int = 0) -> float:
-    """Return the CPU seconds of a process and all its descendants; 0 means this one alone."""
-    if not root:
-        return time.process_time()
-    return sum(_ran(process) for process in _family(root))
+class Meter:
+    """Wall and CPU seconds since it was made, without what reading the clocks takes.
+
+    Args:
+        root: The process whose descendants count beside this process; 0 means this one alone.
+    """
+
+    def __init__(self, root: int = 0) -> None:
+        self.root = root
+        self._others = self._elsewhere()  # first: to read it takes milliseconds of this process
+        self._own = time.process_time()
+        self._wall = time.perf_counter()
+
+    def read(self) -> tuple[float, float, float]:
+        """Return wall seconds, CPU seconds of all processes, and those of this one."""
+        wall, own = time.perf_counter() - self._wall, time.process_time() - self._own
+        return wall, own + self._elsewhere() - self._others, own
+
+    def _elsewhere(self) -> float:
+        if not self.root:
+            return 0.0
+        return sum(_ran(process) for process in _family(self.root) if process != os.getpid())
 
 
 def _ran(process: int) -> float:

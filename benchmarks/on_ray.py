@@ -14,14 +14,12 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import (
-    ArrayRecord,
     ConfigRecord,
     Context,
     Message,
@@ -30,12 +28,11 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from benchmarks.dlg_cifar100 import environment
-from benchmarks.engine_work import MODELS, Clocked, cpu_seconds, payload
+from benchmarks.engine_work import MODELS, Meter, payload
 from benchmarks.engines import EMPTY, GOALS, experiment
-from fedsim.config import Experiment, parse_experiment
+from fedsim.config import parse_experiment
 from fedsim.engines.ray import Ray, RayGrid, join_cluster
 from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
@@ -55,23 +52,6 @@ def copy(message: Message, context: Context) -> Message:  # noqa: ARG001
     return Message(content, reply_to=message)
 
 
-class Split(Clocked):
-    """Note, beside the CPU seconds of all processes, those of the server's own."""
-
-    began: float | None = None
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Note what the last round took here; what the plain loop takes is left out."""
-        if self.began is not None:
-            with self.clock.with_suffix(".own").open("a") as file:
-                file.write(f"{time.process_time() - self.began}\n")
-        messages = super().configure_train(server_round, arrays, config, grid)
-        self.began = time.process_time()
-        return messages
-
-
 def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, float]]:
     """Return what each round cost, the first left out; Ray must be up.
 
@@ -83,8 +63,6 @@ def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, fl
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         clock = Path(folder) / "clock.jsonl"
         one = experiment("ray", model, rounds=rounds + 2, clock=clock, workers=workers)
-        server = one.server.model_copy(update={"strategy": "benchmarks.on_ray:Split"})
-        one = Experiment.model_validate(one.model_copy(update={"server": server}).model_dump())
         run = RunDirectory.create(Path(folder), one.name)
         write_plan(check(one), run)
         engine = Ray(one, run)
@@ -92,9 +70,7 @@ def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, fl
             engine.train()
         finally:
             engine.close()
-        own = [float(line) for line in clock.with_suffix(".own").read_text().splitlines()]
-        rows = [json.loads(line) for line in clock.read_text().splitlines()]
-        return [row | {"server_cpu_s": here} for row, here in zip(rows, own, strict=True)][1:]
+        return [json.loads(line) for line in clock.read_text().splitlines()][1:]
 
 
 def summed_up(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -151,14 +127,15 @@ def empty_rounds(
         walls, cpus = [], []
         try:
             for _ in range(repeats + 1):
-                wall, cpu = time.perf_counter(), cpu_seconds(os.getpid())
+                meter = Meter(os.getpid())
                 content = RecordDict({"arrays": arrays, "config": ConfigRecord()})
                 messages = [
                     Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()
                 ]
                 replies = list(grid.send_and_receive(messages))
-                walls.append(time.perf_counter() - wall)
-                cpus.append(cpu_seconds(os.getpid()) - cpu)
+                wall, cpu, _ = meter.read()
+                walls.append(wall)
+                cpus.append(cpu)
                 assert len(replies) == clients
                 assert not any(reply.has_error() for reply in replies)
         finally:

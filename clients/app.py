@@ -226,6 +226,8 @@ def _checks(config: str) -> dict[str, Check]:
 
 def checks_of(experiment: Experiment) -> dict[str, Check]:
     """Return the checks of an experiment, made once per process."""
+    if not experiment.clients.checks:
+        return {}
     return _checks(experiment.clients.model_dump_json())
 
 

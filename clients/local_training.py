@@ -4,8 +4,9 @@ Every random choice comes from a stream named by round and client, so that a cli
 memory, and every engine and every resumed run draws the same batches.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from attacks.observation import Loss, Tensors
 from fedsim.config import TrainingConfig
 from fedsim.defenses import Sampling, TrainingDefense
 from fedsim.seeds import derive, stream
-from fedsim.wire import shared_buffers, shared_state
+from fedsim.wire import shared_buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class LocalUpdate:
         tensors: Gradient by parameter name, or weights (or their change) by name; of all
             parameters, frozen ones too, whose gradient and change are zero.
         buffers: Running statistics after a gradient; empty otherwise and for models without.
-        used: Indices into the client's own examples of those behind the update, in order.
+        plan: Indices into the client's own examples, of each batch that it trained on.
         num_examples: The number of examples to announce; that of `used`, unless a defense draws
             batches of a size that tells of nothing.
         train_loss: Mean loss over the examples used, at the time each was used.
@@ -34,9 +35,14 @@ class LocalUpdate:
 
     tensors: Tensors
     buffers: Tensors
-    used: Tensor
+    plan: Sequence[Tensor]
     num_examples: int
     train_loss: float
+
+    @cached_property
+    def used(self) -> Tensor:
+        """Indices of the examples behind the update, each once; a single batch keeps its order."""
+        return _distinct(self.plan)
 
 
 Differentiate = Callable[[int, Tensor], tuple[dict[str, Tensor], Tensor | float]]
@@ -100,24 +106,30 @@ def local_update(
             drawn = defense.draw(len(inputs), training.batch_size, rng)
             plan[step] = plan[step] if drawn is None else drawn
 
+    def examples(batch: Tensor) -> tuple[Tensor, Tensor]:
+        batch = batch.to(inputs.device)
+        return inputs.index_select(0, batch), labels.index_select(0, batch)  # faster than [batch]
+
     def differentiate(step: int, batch: Tensor) -> tuple[dict[str, Tensor], Tensor | float]:
         if defense is None:
-            return gradient_of_batch(model, trained, loss, inputs[batch], labels[batch])
+            return gradient_of_batch(model, trained, loss, *examples(batch))
         return defense.gradient(
             model,
             loss,
-            inputs[batch],
-            labels[batch],
+            *examples(batch),
             batch_size=training.batch_size,
             rng=stream(seed, *where, "training-defense", step),
         )
 
     model.train()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = dict(model.named_parameters())
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
     with global_generators(derive(seed, *where, "dropout"), inputs.device):
         if training.algorithm == "fedsgd":
             return _gradient(model, differentiate, plan[0], num_examples)
-        return _local_sgd(model, trained, differentiate, training, plan, num_examples, proximal_mu)
+        return _local_sgd(
+            model, parameters, differentiate, training, plan, num_examples, proximal_mu
+        )
 
 
 def gradient_of_batch(
@@ -139,7 +151,7 @@ def _gradient(
             for name, parameter in model.named_parameters()
         },
         buffers={name: tensor.clone() for name, tensor in shared_buffers(model).items()},
-        used=used,
+        plan=[used],
         num_examples=num_examples,
         train_loss=float(loss),
     )
@@ -147,17 +159,17 @@ def _gradient(
 
 def _local_sgd(
     model: nn.Module,
-    trained: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     differentiate: Differentiate,
     training: TrainingConfig,
     plan: list[Tensor],
     num_examples: int,
     proximal_mu: float,
 ) -> LocalUpdate:
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
     received: dict[str, Tensor] = {}
     if proximal_mu or training.update_kind == "delta":
-        received = {name: tensor.clone() for name, tensor in shared_state(model).items()}
-    weights = {name: parameter.detach() for name, parameter in trained.items()}
+        received = _copies(weights | shared_buffers(model))
     velocity: dict[str, Tensor] = {}
     losses: list[Tensor | float] = []
     for step, batch in enumerate(plan):
@@ -173,29 +185,34 @@ def _local_sgd(
                     gradient = gradient.clone()
                 velocity[name] = gradient
             weights[name].add_(gradient, alpha=-training.learning_rate)
-    after = {name: tensor.clone() for name, tensor in shared_state(model).items()}
+    after = _copies(weights | shared_buffers(model))
     if training.update_kind == "delta":
         after = {name: tensor - received[name] for name, tensor in after.items()}
-    weighted = sum(float(loss) * len(batch) for loss, batch in zip(losses, plan, strict=True))
+    sizes = [batch.numel() for batch in plan]
+    weighted = sum(float(loss) * size for loss, size in zip(losses, sizes, strict=True))
     return LocalUpdate(
         tensors=after,
         buffers={},
-        used=_distinct(plan),
+        plan=plan,
         num_examples=num_examples,
-        train_loss=weighted / max(1, sum(len(batch) for batch in plan)),
+        train_loss=weighted / max(1, sum(sizes)),
     )
+
+
+def _copies(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _num_distinct(plan: list[Tensor], training: TrainingConfig) -> int:
     """Return how many different examples there are in batches; an epoch has none twice."""
     if training.algorithm == "fedsgd" or training.local_epochs == 1:
-        return sum(len(batch) for batch in plan)
+        return sum(batch.numel() for batch in plan)
     return len(_distinct(plan))
 
 
-def _distinct(plan: list[Tensor]) -> Tensor:
+def _distinct(plan: Sequence[Tensor]) -> Tensor:
     """Return the indices of all batches, each once; a single batch keeps its order."""
     if len(plan) == 1:
         return plan[0]
-    distinct: Tensor = torch.cat(plan).unique()  # type: ignore[no-untyped-call]
+    distinct: Tensor = torch.cat(tuple(plan)).unique()  # type: ignore[no-untyped-call]
     return distinct

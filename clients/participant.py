@@ -15,7 +15,14 @@ from fedsim.held_arrays import content_of
 from fedsim.seeds import stream
 from fedsim.setup import shares_of, task_of
 from fedsim.tasks import Task
-from fedsim.wire import load_state, read_experiment_config, read_weights, shared_state
+from fedsim.wire import (
+    load_state,
+    put_into,
+    read_experiment_config,
+    read_weights,
+    shared_state,
+    state_of,
+)
 
 MOST_KEPT = 64 * 2**20
 """Bytes of clients' own examples that a process keeps gathered; the others are gathered anew."""
@@ -50,6 +57,8 @@ class Workplace:
             for name, tensor in self.model.state_dict().items()
             if name not in shared
         }
+        # buffers may be replaced while a model works, parameters are not
+        self._own = {} if any(True for _ in self.model.buffers()) else state_of(self.model)
         self.at_once: bool | None = None
         self.ready: dict[tuple[int, int], tuple[dict[str, Tensor], float]] = {}
         self._examples: dict[int, tuple[Tensor, Tensor]] = {}
@@ -88,7 +97,7 @@ class Workplace:
         ):
             tensors = read_weights(record, self.model)
             self._read = (contents, tensors)
-        load_state(self.model, tensors)
+        put_into(self._own or state_of(self.model), tensors)
 
 
 @dataclass(frozen=True)

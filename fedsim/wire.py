@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -146,11 +147,15 @@ def load_state(model: nn.Module, state: Tensors) -> None:
     Raises:
         ValueError: A tensor has another shape than that of the model.
     """
-    own: dict[str, Tensor] = {
+    put_into(state_of(model), state)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a model holds, by every name that they have."""
+    return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    put_into(own, state)
 
 
 def put_into(own: Tensors, state: Tensors) -> None:
@@ -430,7 +435,12 @@ def read_run_directory(
 ) -> RunDirectory | None:
     """Return the run directory that the configuration, or else the message, names."""
     text = run_settings.get(RUN_DIRECTORY) or (message.get(RUN_DIRECTORY) if message else None)
-    return RunDirectory(Path(str(text))) if text else None
+    return _directory(str(text)) if text else None
+
+
+@lru_cache(maxsize=8)
+def _directory(root: str) -> RunDirectory:
+    return RunDirectory(Path(root))  # asked for by every client of a round
 
 
 UpdateKind = Literal["gradient", "weights", "delta"]

@@ -5,6 +5,9 @@ process; an engine of our own sets it here. `tests/fedsim/engines/test_flower_pr
 contract test: it fails when a new Flower moves these.
 """
 
+from typing import Any
+
+from flwr.app import Metadata
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -24,4 +27,23 @@ def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
-__all__ = ["SERVER_NODE", "Run", "assume_server_identity", "empty_run"]
+def plain_metadata(metadata: Metadata) -> dict[str, Any]:
+    """Return what a message says of itself, as plain values."""
+    return dict(vars(metadata))
+
+
+def metadata_from(plain: dict[str, Any]) -> Metadata:
+    """Return what `plain_metadata` was given."""
+    metadata = Metadata.__new__(Metadata)
+    vars(metadata).update(plain)
+    return metadata
+
+
+__all__ = [
+    "SERVER_NODE",
+    "Run",
+    "assume_server_identity",
+    "empty_run",
+    "metadata_from",
+    "plain_metadata",
+]

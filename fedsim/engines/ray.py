@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import torch
-from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, RecordDict
 from ray.exceptions import RayError
 
 from fedsim.attacking import AttackWorker, seal_off
 from fedsim.catalog import CLIENT_APP, SERVER_APP, load, search_path
 from fedsim.config import Experiment
+from fedsim.engines.flower_private import metadata_from, plain_metadata
 from fedsim.engines.local import (
     FIRST_NODE,
     NO_REPLY,
@@ -36,15 +35,26 @@ from fedsim.engines.local import (
     failure,
     server_context,
 )
+from fedsim.engines.parcels import (
+    Content,
+    Reply,
+    pack_replies,
+    put_together,
+    take_apart,
+    unpack_reply,
+)
 from fedsim.engines.ray_private import keep_to_ourselves, reach_out
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.files import Record
-from fedsim.held_arrays import HeldArray, held_by
 from fedsim.pool import AttackPool, Job
 from fedsim.records import RunDirectory
+from fedsim.wire import num_bytes
 
 TRIES = 2
 """Workers that may take up the messages of a round: if one dies, another does."""
+
+INLINE = 64 * 2**10
+"""Bytes up to which contents travel inside a call: a way through the object store takes longer."""
 
 
 def environment(address: str) -> dict[str, Any]:
@@ -79,23 +89,22 @@ class ClientWorker:
         return str(ray.get_runtime_context().get_node_id())
 
     def answer(
-        self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
-    ) -> list[Message]:
+        self, metadata: Sequence[dict[str, Any]], places: Sequence[int], *contents: Content
+    ) -> list[Reply]:
         """Answer messages in order.
 
         Args:
-            metadata: Of each message.
+            metadata: Of each message, as plain values.
             places: Which of `contents` each message carries.
-            contents: The different contents, read from the object store.
+            contents: The different contents, taken apart; large ones lie in the object store.
         """
-        return [
-            answer(
-                self.app,
-                Message(contents[place], metadata=one),  # type: ignore[call-overload]
-                self.contexts[one.dst_node_id - FIRST_NODE],
-            )
-            for one, place in zip(metadata, places, strict=True)
-        ]
+        records = [put_together(content) for content in contents]
+        replies = []
+        for plain, place in zip(metadata, places, strict=True):
+            one = metadata_from(plain)
+            message = Message(records[place], metadata=one)  # type: ignore[call-overload]
+            replies.append(answer(self.app, message, self.contexts[one.dst_node_id - FIRST_NODE]))
+        return pack_replies(replies)
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ class RayGrid(LocalGrid):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         contents = {id(message.content): message.content for message in messages}
-        stored = {key: ray.put(content) for key, content in contents.items()}
+        stored = {key: _stored(content) for key, content in contents.items()}
         asked: dict[Any, _Call] = {}
 
         def ask(call: _Call) -> None:
@@ -182,7 +191,7 @@ class RayGrid(LocalGrid):
             call = asked.pop(ready[0])
             try:
                 for index, reply in zip(call.mine, ray.get(ready[0]), strict=True):
-                    replies[index] = _readable(reply)
+                    replies[index] = unpack_reply(reply)
             except RayError as error:
                 reason = f"the worker died: {type(error).__name__}"
                 self._replace(call.place)
@@ -200,7 +209,7 @@ class RayGrid(LocalGrid):
     def _call(self, place: int, messages: Sequence[Message], stored: dict[int, Any]) -> Any:
         keys = list(dict.fromkeys(id(message.content) for message in messages))
         places = [keys.index(id(message.content)) for message in messages]
-        metadata = [message.metadata for message in messages]
+        metadata = [plain_metadata(message.metadata) for message in messages]
         return self.actors[place].answer.remote(metadata, places, *(stored[key] for key in keys))
 
     def _note_redone(self, call: _Call, reason: str) -> None:
@@ -221,28 +230,10 @@ class RayGrid(LocalGrid):
             ray.kill(actor)
 
 
-class _Lent:
-    """An array that lies in the object store, as one that PyTorch agrees to read where it lies.
-
-    Ray marks what is in the store as read-only, and PyTorch has no such tensors: it would have to
-    be copied. Nobody changes what a message holds.
-    """
-
-    def __init__(self, array: npt.NDArray[Any]) -> None:
-        self.array = array  # kept, or the store would take its memory back
-        address, _ = array.__array_interface__["data"]
-        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
-
-
-def _readable(reply: Message) -> Message:
-    """Let the arrays of a reply be read where they lie."""
-    if reply.has_content():
-        for record in reply.content.array_records.values():
-            for name, array in record.items():
-                held = held_by(array)
-                if held is not None and not held.flags.writeable:
-                    record[name] = HeldArray.of(np.asarray(_Lent(held)))
-    return reply
+def _stored(content: RecordDict) -> Any:
+    """Return a content as calls take it: a large one from the object store, put there once."""
+    parts = take_apart(content)
+    return parts if num_bytes(content) <= INLINE else ray.put(parts)
 
 
 def _last_line(error: RayError) -> str:

@@ -8,29 +8,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 import torch
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import RecordDict
 
 from attacks.observation import Kind, Observation
 from fedsim import pool as pool_module
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines import ray as engine_module
-from fedsim.engines.flower_private import assume_server_identity
+from fedsim.engines.flower_private import metadata_from
 from fedsim.engines.in_process import InProcess
 from fedsim.engines.local import FIRST_NODE, NO_REPLY
+from fedsim.engines.parcels import Content, Reply
 from fedsim.engines.ray import ClientWorker, Ray, RayGrid, RayPool
 from fedsim.errors import ConfigError
 from fedsim.files import Record, digest, read_tensors, replace_bytes, replace_json
-from fedsim.held_arrays import HeldArray
 from fedsim.pool import Job
 from fedsim.records import RunDirectory
 from fedsim.stages.isolate import Isolator
 from fedsim.stages.prepare import check, write_plan
 from fedsim.truth import seal
-from fedsim.wire import to_tensors
 
 pytestmark = pytest.mark.ray
 
@@ -207,15 +205,16 @@ def sick_worker(folder: str) -> type[ClientWorker]:
 
     class Sick(ClientWorker):
         def answer(
-            self, metadata: Sequence[Metadata], places: Sequence[int], *contents: RecordDict
-        ) -> list[Message]:
-            if metadata[0].group_id != "well" and metadata[0].dst_node_id == 1001:
-                if metadata[0].group_id == "die always":
+            self, metadata: Sequence[dict[str, Any]], places: Sequence[int], *contents: Content
+        ) -> list[Reply]:
+            first = metadata_from(metadata[0])
+            if first.group_id != "well" and first.dst_node_id == 1001:
+                if first.group_id == "die always":
                     os._exit(1)
-                marker = os.path.join(folder, metadata[0].group_id)  # noqa: PTH118 - sent by value
+                marker = os.path.join(folder, first.group_id)  # noqa: PTH118 - sent by value
                 if not os.path.exists(marker):  # noqa: PTH110 - sent by value
                     open(marker, "w").close()  # noqa: PTH123 - sent by value
-                    if metadata[0].group_id == "die":
+                    if first.group_id == "die":
                         os._exit(1)
                     time.sleep(3600)
             return super().answer(metadata, places, *contents)
@@ -256,22 +255,6 @@ def test_a_worker_that_dies_is_replaced_by_one_that_does_its_work_again(
         assert ask("well") == well
     finally:
         grid.close()
-
-
-def test_what_lies_in_the_object_store_is_read_there_without_a_copy() -> None:
-    stored = np.arange(6, dtype=np.float32)
-    stored.flags.writeable = False  # as Ray hands it out
-    assume_server_identity(1)  # whose messages they are
-    request = Message(RecordDict(), 1000, "train")
-    arrays = ArrayRecord()
-    arrays["x"] = HeldArray.of(stored)
-
-    reply = engine_module._readable(Message(RecordDict({"arrays": arrays}), reply_to=request))
-
-    read = to_tensors(reply.content.array_records["arrays"], shared=True)["x"]
-    assert read.data_ptr() == stored.ctypes.data
-    assert read.tolist() == stored.tolist()
-    assert arrays["x"] == HeldArray.of(stored)  # and the message says what it said
 
 
 def answers(pool: RayPool, jobs: list[Job]) -> list[Record]:
