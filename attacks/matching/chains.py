@@ -9,7 +9,7 @@ backward pass. Every layer is a few matrix products over patches, for all guesse
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,10 +20,33 @@ from torch.nn import functional
 from attacks.matching.victim import Victim
 from attacks.network import Layer, trace
 
-Compare = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""Gradients (r, ...) by name -> their distances (r,) from those heard, and the derivatives of each.
 
-A name without derivatives takes no part."""
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """Matrices left^T right of low rank, (r, O, K), that are never multiplied out.
+
+    Attributes:
+        left: Shape (r, n, O).
+        right: Shape (r, n, K).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def after(self, rows: Tensor) -> Tensor:
+        """Multiply rows (r, M, K) by the transposed matrices: (r, M, O)."""
+        return rows @ self.right.mT @ self.left
+
+    def before(self, rows: Tensor) -> Tensor:
+        """Multiply rows (r, M, O) by the matrices: (r, M, K)."""
+        return rows @ self.left.mT @ self.right
+
+
+Compare = Callable[[dict[str, Tensor | Thin]], tuple[Tensor, dict[str, Tensor | Thin]]]
+"""Gradients by name -> their distances (r,) from those heard, and the derivatives of each.
+
+Gradients (r, ...) are laid out as by `Chain.lay_out_gradients`, those of layers that were named so
+are thin. A name without derivatives takes no part."""
 
 Curve = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 """(activation, its input) -> output, first and second derivative; None for a vanishing second."""
@@ -84,9 +107,6 @@ class _Dense:
 
     def lay_out(self, weight: Tensor) -> Tensor:
         return weight
-
-    def put_back(self, gradient: Tensor) -> Tensor:
-        return gradient
 
     def patches(self, h: Tensor) -> Tensor:
         """Return the rows that the weight is multiplied with, (r, B, features)."""
@@ -152,11 +172,6 @@ class _Convolution:
         """(..., O, C, kh, kw) -> (..., O, kh * kw * C)."""
         return weight.movedim(-3, -1).flatten(-3)
 
-    def put_back(self, gradient: Tensor) -> Tensor:
-        """(r, O, kh * kw * C) -> (r, O, C, kh, kw)."""
-        shape = (*gradient.shape[:-1], *self.kernel, self.channels)
-        return gradient.view(shape).movedim(-1, -3)
-
     def patches(self, h: Tensor) -> Tensor:
         """(r, B, H, W, C) -> (r, B * places, kh * kw * C)."""
         (up, left) = self.padding
@@ -175,6 +190,31 @@ class _Convolution:
         self.pick = self.pick.to(weight.device)
         flat = functional.pad(weight.flatten(1), (0, 1))
         return flat.index_select(1, self.pick.flatten()).view(-1, *self.pick.shape)
+
+    def kernels(self, weight: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights of one victim, as laid out and turned, as kernels of convolutions."""
+        ahead = weight.view(self.outputs, *self.kernel, self.channels).movedim(-1, 1)
+        back = turned.view(*self.reach, self.outputs, -1).permute(3, 2, 0, 1)
+        channels_last = torch.channels_last
+        return ahead.contiguous(memory_format=channels_last), back.contiguous(
+            memory_format=channels_last
+        )
+
+    def convolve(self, h: Tensor, kernel: Tensor) -> Tensor:
+        """Do what a product with `patches` does: (r, B, H, W, C) -> (r, B * places, O)."""
+        images = h.flatten(0, 1).movedim(-1, 1)
+        found = functional.conv2d(images, kernel, stride=self.stride, padding=self.padding)
+        return found.movedim(1, -1).reshape(len(h), -1, self.outputs)
+
+    def convolve_back(self, delta: Tensor, kernel: Tensor) -> Tensor:
+        """Do what a product with `deltas` does, for `image`."""
+        images = delta.flatten(0, 1).movedim(-1, 1)
+        (up, left), (down, right) = self.before, self.after
+        if up == down >= 0 and left == right >= 0:
+            found = functional.conv2d(images, kernel, padding=(up, left))
+        else:
+            found = functional.conv2d(functional.pad(images, (left, right, up, down)), kernel)
+        return found.movedim(1, -1).reshape(len(delta), -1, len(kernel))
 
     def image(self, found: Tensor, shape: torch.Size) -> Tensor:
         """(r, B * blocks, stride * stride * C) -> (r, B, H, W, C)."""
@@ -236,19 +276,46 @@ class Chain:
         found = self.before(inputs.flatten(0, 1))
         return cast(Tensor, found.reshape(*inputs.shape[:2], *self.steps[0].kind.input_shape))
 
+    @property
+    def dense(self) -> dict[str, int]:
+        """Names of the weights of dense layers, and how many entries each has."""
+        return {
+            step.weight: math.prod((*step.kind.input_shape, *step.kind.output_shape))
+            for step in self.steps
+            if isinstance(step.kind, _Dense)
+        }
+
     def lay_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights (n, ...) by name in the form that `value_and_slopes` takes."""
         found = {}
         for step in self.steps:
             weight = step.kind.lay_out(weights[step.weight]).contiguous()
+            turned = step.kind.turned(weight)
             found[step.weight] = weight
-            found[step.weight + " turned"] = step.kind.turned(weight)
+            found[step.weight + " turned"] = turned
+            if isinstance(step.kind, _Convolution) and _has_fast_convolutions(weight):
+                ahead, back = step.kind.kernels(weight[0], turned[0])
+                found |= {step.weight + " ahead": ahead, step.weight + " back": back}
             if step.bias is not None:
                 found[step.bias] = weights[step.bias]
         return found
 
+    def lay_out_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return gradients (n, ...) by name, or masks of them, in the form that is compared."""
+        kinds = {step.weight: step.kind for step in self.steps}
+        return {
+            name: kinds[name].lay_out(tensor).contiguous() if name in kinds else tensor
+            for name, tensor in gradients.items()
+        }
+
     def value_and_slopes(
-        self, inputs: Tensor, targets: Tensor, weights: Mapping[str, Tensor], compare: Compare
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        weights: Mapping[str, Tensor],
+        compare: Compare,
+        *,
+        thin: Collection[str] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return distances (r,) and their derivatives by inputs and targets, shaped like these.
 
@@ -257,6 +324,7 @@ class Chain:
             targets: Probabilities (r, B, K).
             weights: From `lay_out`, with n = 1 for all rows, or n = r.
             compare: The distance.
+            thin: Names of dense layers' weights whose gradients are not multiplied out.
         """
         batch = inputs.shape[1]
         image = inputs.dim() == 5
@@ -278,7 +346,7 @@ class Chain:
         chances = h.softmax(dim=-1)
         delta = (chances - targets) / batch
 
-        gradients: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor | Thin] = {}
         deltas: list[Tensor] = []
         turned: list[Tensor] = []
         arrived: list[Tensor | None] = []
@@ -289,7 +357,11 @@ class Chain:
                 delta = above * curves[number][0]
             flat = delta.flatten(1, -2)
             deltas.append(flat)
-            gradients[step.weight] = step.kind.put_back(_sum_of_products(flat, seen[number]))
+            gradients[step.weight] = (
+                Thin(flat, seen[number])
+                if step.weight in thin
+                else _sum_of_products(flat, seen[number])
+            )
             if step.bias is not None:
                 gradients[step.bias] = flat.sum(dim=1)
             turned.append(step.kind.deltas(delta))
@@ -302,20 +374,21 @@ class Chain:
         turned.reverse()
         arrived.reverse()
 
-        laid: list[Tensor | None] = []
         moved: Tensor | None = None
         speeds: list[Tensor] = []
         for number, step in enumerate(self.steps):
-            push = pushes.get(step.weight)
-            laid.append(None if push is None else step.kind.lay_out(push))
-            if push is None:
-                speed = torch.zeros_like(deltas[number])
-            else:
-                speed = _times(seen[number], step.kind.lay_out(push).mT)
+            push, by_bias = pushes.get(step.weight), pushes.get(cast(str, step.bias))
+            speed: Tensor | None = None
+            if push is not None:
+                rows = seen[number]
+                speed = push.after(rows) if isinstance(push, Thin) else _times(rows, push.mT)
             if moved is not None:
-                speed = speed + _times(step.kind.patches(moved), weights[step.weight].mT)
-            if step.bias is not None and step.bias in pushes:
-                speed = speed + pushes[step.bias][:, None]
+                ahead = self._ahead(number, moved, weights)
+                speed = ahead if speed is None else speed.add_(ahead)
+            if speed is None:
+                speed = torch.zeros_like(deltas[number])
+            if by_bias is not None:
+                speed = speed.add_(cast(Tensor, by_bias)[:, None])
             speed = speed.view(curves[number][0].shape)
             speeds.append(speed)
             moved = self._handed_on(number, speed * curves[number][0])
@@ -324,18 +397,36 @@ class Chain:
         slope_targets = -centred / batch
         turn = chances * centred / batch  # of delta, by e
         for number, step in reversed(list(enumerate(self.steps))):
-            found = _times(step.kind.deltas(turn), weights[step.weight + " turned"])
-            push = laid[number]
-            if push is not None:
-                found = found + _times(turned[number], step.kind.turned(push))
+            found = self._back(number, turn, weights)
+            push = pushes.get(step.weight)
+            if isinstance(push, Thin):
+                found = found + push.before(turned[number])
+            elif push is not None:
+                found = found.add_(_times(turned[number], step.kind.turned(push)))
             back = self._carried(number, found, shapes[number])
             if number == 0:
                 break
             first, second = curves[number - 1]
             turn = back * first
             if second is not None:
-                turn = turn + second * speeds[number - 1] * cast(Tensor, arrived[number - 1])
+                turn = turn.addcmul_(second * speeds[number - 1], cast(Tensor, arrived[number - 1]))
         return values, back.movedim(-1, 2) if image else back, slope_targets
+
+    def _ahead(self, number: int, h: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return what the weights of layer `number` make of its input, rows (r, M, O)."""
+        step = self.steps[number]
+        kernel = weights.get(step.weight + " ahead")
+        if kernel is None:
+            return _times(step.kind.patches(h), weights[step.weight].mT)
+        return cast(_Convolution, step.kind).convolve(h, kernel)
+
+    def _back(self, number: int, delta: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return what the weights of layer `number` make of deltas, for `_carried`."""
+        step = self.steps[number]
+        kernel = weights.get(step.weight + " back")
+        if kernel is None:
+            return _times(step.kind.deltas(delta), weights[step.weight + " turned"])
+        return cast(_Convolution, step.kind).convolve_back(delta, kernel)
 
     def _flat(self, number: int) -> bool:
         """Whether images are flattened behind layer `number`."""
@@ -353,6 +444,11 @@ class Chain:
             return image
         *places, outputs = self.steps[number - 1].kind.output_shape
         return image.view(*shape[:2], outputs, *places).movedim(2, -1)
+
+
+def _has_fast_convolutions(weight: Tensor) -> bool:
+    """Whether a convolution beats a product with patches, for weights (n, ...): see oneDNN."""
+    return len(weight) == 1 and weight.dtype == torch.float32 and not weight.is_cuda
 
 
 def _sum_of_products(deltas: Tensor, rows: Tensor) -> Tensor:
@@ -452,9 +548,13 @@ def _agrees(chain: Chain, victim: Victim) -> bool:
     except RuntimeError:
         return False
 
-    def product(gradients: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        values = [(gradients[n] * f).flatten(1).sum(dim=1) for n, f in factors.items()]
-        return torch.stack(values).sum(dim=0), {name: f[None] for name, f in factors.items()}
+    laid = chain.lay_out_gradients({name: f[None] for name, f in factors.items()})
+
+    def product(
+        gradients: dict[str, Tensor | Thin],
+    ) -> tuple[Tensor, dict[str, Tensor | Thin]]:
+        values = [(cast(Tensor, gradients[n]) * f).flatten(1).sum(dim=1) for n, f in laid.items()]
+        return torch.stack(values).sum(dim=0), dict(laid)
 
     weights = {name: p.detach()[None] for name, p in victim.model.named_parameters()}
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional
 
-from attacks.matching.chains import Chain, chain_of
+from attacks.matching.chains import Chain, Thin, chain_of
 from attacks.matching.company import Company
 from attacks.matching.objectives import squared_distance
 from attacks.matching.rows import Row, rows_of
@@ -27,8 +27,10 @@ Decode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 Way = Literal["chain", "forward", "generic"]
 
-_CHUNK_BYTES = 16 * 2**20
-"""On a CPU, what the patches of guesses computed together may take: about a cache."""
+_CHUNK_BYTES = 32 * 2**20
+"""On a CPU, what the patches of guesses computed together may take; half costs a tenth more."""
+_ROUNDING = 3e-7
+"""Share of a matrix that may be missing in a product of two vectors that stands for it."""
 _FORWARD_FROM = 16
 """Rows from which it pays on a CPU, in single precision; the first use costs two seconds."""
 
@@ -71,9 +73,15 @@ class SquaredDistances:
             self.way = "forward"
         else:
             self.way = "generic"
+        self.targets, self.visible = company.targets, company.visible
+        self.lone: dict[str, Thin] = {}
+        if self.chain is not None:
+            self.lone = _lone_examples(self.chain, company)
+            rest = {n: t for n, t in self.targets.items() if n not in self.lone}
+            self.targets = self.chain.lay_out_gradients(rest)
+            self.visible = self.chain.lay_out_gradients(self.visible)
         self.generic = rows_of(self._objective, company, owners=self.owners, labels=labels)
         self._limit: int | None = None
-        self._gathered: tuple[Tensor, Tensors, Tensors] | None = None
 
     def __call__(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate points (r, D), one per row named in `rows`, (r,) int64; None for all."""
@@ -115,7 +123,8 @@ class SquaredDistances:
     def _chunk(self, points: Tensor) -> int:
         if points.is_cuda or self.chain is None:
             return max(len(points), 1)
-        width = self.chain.width * self.company.first.batch_size * points.element_size()
+        formed = self.chain.width - sum(self.chain.dense[name] for name in self.lone)
+        width = formed * self.company.first.batch_size * points.element_size()
         return max(1, _CHUNK_BYTES // width)
 
     def _objective(self, guess: Tensor, row: Row) -> Tensor:
@@ -123,19 +132,17 @@ class SquaredDistances:
         targets = row.labels if chances is None else chances[0]
         return squared_distance(row.gradient(inputs[0], cast(Tensor, targets)), row.target)
 
-    def _heard(self, rows: Tensor) -> tuple[Tensors, Tensors]:
-        """Return targets and masks row by row."""
+    def _heard(self, rows: Tensor) -> Callable[[Tensors], Tensors]:
+        """Return what picks the targets of rows from tensors (V, ...) by name."""
         owners = self.owners[rows]
-        targets, visible = self.company.targets, self.company.visible
         if len(self.company.victims) == 1:
-            return targets, visible
-        if owners.is_cuda:  # comparing would wait for the device
-            return _pick(targets, owners), _pick(visible, owners)
-        place, count = int(owners[0]), len(owners)
-        if torch.equal(owners, torch.arange(place, place + count)):
-            near = slice(place, place + count)
-            return _cut(targets, near), _cut(visible, near)
-        return _pick(targets, owners), _pick(visible, owners)
+            return lambda tensors: tensors
+        if not owners.is_cuda:  # comparing would wait for the device
+            place, count = int(owners[0]), len(owners)
+            if torch.equal(owners, torch.arange(place, place + count)):
+                near = slice(place, place + count)
+                return lambda tensors: {name: tensor[near] for name, tensor in tensors.items()}
+        return lambda tensors: _pick(tensors, owners)
 
     def _by_chain(self, chain: Chain, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -147,13 +154,22 @@ class SquaredDistances:
             chances = functional.one_hot(labels, self.company.first.num_classes).to(entered)
         else:
             chances = sought.detach()
-        heard, visible = self._heard(rows)
+        pick = self._heard(rows)
+        heard, visible = pick(self.targets), pick(self.visible)
+        left = pick({name: lone.left for name, lone in self.lone.items()})
+        right = pick({name: lone.right for name, lone in self.lone.items()})
 
-        def compare(gradients: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            pushes = {}
+        def compare(
+            gradients: dict[str, Tensor | Thin],
+        ) -> tuple[Tensor, dict[str, Tensor | Thin]]:
+            pushes: dict[str, Tensor | Thin] = {}
             total = points.new_zeros(len(points))
+            for name in self.lone:
+                guess = cast(Thin, gradients[name])
+                value, pushes[name] = _beyond(guess, Thin(left[name], right[name]))
+                total = total + value
             for name, target in heard.items():
-                push = gradients[name].sub_(target)
+                push = cast(Tensor, gradients[name]).sub_(target)
                 if name in visible:
                     push = push.mul_(visible[name])
                 total = total + torch.linalg.vector_norm(push.flatten(1), dim=1).square()
@@ -165,7 +181,7 @@ class SquaredDistances:
             weights = _pick(weights, self.owners[rows])
         with torch.no_grad():
             values, by_input, by_target = chain.value_and_slopes(
-                entered.detach(), chances, weights, compare
+                entered.detach(), chances, weights, compare, thin=self.lone
             )
         outputs, pulls = [entered], [2 * by_input]
         if sought is not None:
@@ -177,7 +193,8 @@ class SquaredDistances:
     def _forward(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         company, first = self.company, self.company.first
         own = {name: p.detach() for name, p in first.model.named_parameters()}
-        heard, visible = self._heard(rows)
+        pick = self._heard(rows)
+        heard, visible = pick(self.targets), pick(self.visible)
         weights = _pick(company.weights, self.owners[rows])
         single = len(company.victims) == 1
         if single:
@@ -219,5 +236,47 @@ def _pick(tensors: Tensors, owners: Tensor) -> dict[str, Tensor]:
     return {name: tensor[owners] for name, tensor in tensors.items()}
 
 
-def _cut(tensors: Tensors, near: slice) -> dict[str, Tensor]:
-    return {name: tensor[near] for name, tensor in tensors.items()}
+def _lone_examples(chain: Chain, company: Company) -> dict[str, Thin]:
+    """Return the gradients heard of dense layers that are products of two vectors, by name.
+
+    The gradient of one example is one, up to rounding: a unit vector (V, 1, O), and (V, 1, K). A
+    layer is left out when any victim's is not, for it was noised, say, or cut, or heard in part.
+    """
+    if company.first.batch_size != 1:
+        return {}
+    found = {}
+    for name in chain.dense:
+        if name not in company.targets or name in company.visible:
+            continue
+        pairs = [_factors(heard) for heard in company.targets[name]]
+        if all(pair is not None for pair in pairs):
+            lefts, rights = zip(*(pair for pair in pairs if pair is not None), strict=True)
+            found[name] = Thin(torch.stack(lefts), torch.stack(rights))
+    return found
+
+
+def _factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the unit vector (1, O) and the vector (1, K) whose product is a matrix, or None."""
+    exact = matrix.double()
+    row = exact[exact.square().sum(dim=1).argmax()]
+    left = exact @ row
+    left = (left / left.norm().clamp_min(torch.finfo(exact.dtype).tiny))[None]
+    right = left @ exact
+    beyond = torch.linalg.matrix_norm(exact - left.mT @ right)
+    if not beyond <= _ROUNDING * torch.linalg.matrix_norm(exact):
+        return None
+    return left.to(matrix), right.to(matrix)
+
+
+def _beyond(guess: Thin, heard: Thin) -> tuple[Tensor, Thin]:
+    """Return the squared distances (r,) of d^T a from u^T v, and the differences themselves.
+
+    With c = u d^T the difference is (d - c u)^T a + u^T (c a - v), and as u is a unit vector the
+    two parts are orthogonal: nothing cancels close to the solution but what is equal there.
+    """
+    along = (guess.left * heard.left).sum(dim=2, keepdim=True)
+    aside = torch.addcmul(guess.left, along, heard.left, value=-1)
+    rest = along * guess.right - heard.right
+    value = aside.square().sum(dim=2) * guess.right.square().sum(dim=2) + rest.square().sum(dim=2)
+    push = Thin(torch.cat((aside, heard.left), 1), torch.cat((guess.right, rest), 1))
+    return value[:, 0], push

@@ -1,12 +1,13 @@
 """How far the gradients of many guesses at one batch of rows are from the one heard. No paper."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.matching.chains import chain_of
+from attacks.matching.chains import Thin, chain_of
 from attacks.matching.company import company_of
 from attacks.matching.rows import Row, rows_of
 from attacks.matching.victim import Victim
@@ -88,10 +89,12 @@ class Matching:
         gradient = self.victim.gradient(inputs, chances)
         return float(self._distance(gradient).detach())
 
-    def _compare(self, gradients: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(
+        self, gradients: dict[str, Tensor | Thin]
+    ) -> tuple[Tensor, dict[str, Tensor | Thin]]:
         names = list(self.victim.target)
         with torch.enable_grad():
-            leaves = {name: gradients[name].detach().requires_grad_() for name in names}
+            leaves = {n: cast(Tensor, gradients[n]).detach().requires_grad_() for n in names}
             values = self._distance(leaves)
             pushes = torch.autograd.grad(values.sum(), [leaves[name] for name in names])
         return values.detach(), dict(zip(names, pushes, strict=True))

@@ -1,13 +1,14 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.matching.chains import chain_of
+from attacks.matching.chains import Thin, chain_of
 from attacks.matching.victim import rebuild
 
 from .conftest import Overhear
@@ -60,8 +61,12 @@ def test_a_step_by_hand_is_the_double_backward_pass(
     chances = torch.rand(2, 3, 4, generator=rng).double().softmax(dim=-1)
     weights = {name: p.detach()[None] for name, p in victim.model.named_parameters()}
 
-    def compare(gradients: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        rests = {name: gradients[name] - target for name, target in victim.target.items()}
+    heard = chain.lay_out_gradients({name: t[None] for name, t in victim.target.items()})
+
+    def compare(
+        gradients: dict[str, Tensor | Thin],
+    ) -> tuple[Tensor, dict[str, Tensor | Thin]]:
+        rests = {name: cast(Tensor, gradients[name]) - target for name, target in heard.items()}
         values = [rest.flatten(1).square().sum(dim=1) for rest in rests.values()]
         return torch.stack(values).sum(dim=0), {name: 2 * rest for name, rest in rests.items()}
 
