@@ -42,11 +42,18 @@ def chord(guess: Tensors, seen: Tensors) -> Tensor:
         guess: Gradient of the guess, by parameter name.
         seen: The gradient to match, with at least the same names.
     """
-    one, other = _flat(guess, guess), _flat(seen, guess)
+    point = _flat(guess, guess)
+    one, other = point.detach(), _flat(seen, guess)
     tiny = torch.finfo(one.dtype).tiny
     lengths = [(flat @ flat).clamp_min(tiny).sqrt() for flat in (one, other)]
-    apart = one / lengths[0] - other / lengths[1]
-    return (apart @ apart / 2 + torch.finfo(one.dtype).eps ** 2).sqrt()
+    unit = one * (1 / lengths[0])
+    apart = torch.addcmul(unit, other, -1 / lengths[1])
+    square = apart @ apart
+    value = (square / 2 + torch.finfo(one.dtype).eps ** 2).sqrt()
+    # The slope at `one`, by hand: half the passes over a vector as long as the model.
+    slope = torch.addcmul(apart, unit, -square / 2)  # without what only makes `one` longer
+    linear = (point @ slope) / (2 * value * lengths[0])
+    return value + (linear - linear.detach())
 
 
 def _flat(tensors: Tensors, names: Tensors) -> Tensor:
