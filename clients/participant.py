@@ -1,6 +1,6 @@
 """One client: its share of the data, and the model it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +24,11 @@ from fedsim.wire import (
     state_of,
 )
 
+Way = Callable[
+    [nn.Module, Loss, Sequence[tuple[Tensor, Tensor]]], list[tuple[dict[str, Tensor], float]]
+]
+"""How gradients and losses of several batches are found; see `clients.together`."""
+
 MOST_KEPT = 64 * 2**20
 """Bytes of clients' own examples that a process keeps gathered; the others are gathered anew."""
 
@@ -40,7 +45,8 @@ class Workplace:
         model: The model, on its device.
         shares: Indices into the training split, by client.
         loss: Mean over the batch, with what modules of the model add to it.
-        at_once: Whether gradients of many clients are computed at once; None before a probe.
+        at_once: How gradients of many clients are computed at once; None if each has its own pass.
+        probed: Whether that was found out.
         ready: Gradients and losses computed before they are asked for, by round and client.
     """
 
@@ -59,7 +65,8 @@ class Workplace:
         }
         # buffers may be replaced while a model works, parameters are not
         self._own = {} if any(True for _ in self.model.buffers()) else state_of(self.model)
-        self.at_once: bool | None = None
+        self.at_once: Way | None = None
+        self.probed = False
         self.ready: dict[tuple[int, int], tuple[dict[str, Tensor], float]] = {}
         self._examples: dict[int, tuple[Tensor, Tensor]] = {}
         self._kept = 0

@@ -5,11 +5,13 @@ leave a processor idle between small operations; with the clients as one more ax
 operations as for one client. The sums run in another order, so that gradients differ in the last
 bits from those computed one by one: experiments ask for it by `engine.vectorise = "auto"`.
 
-Whether it pays depends on model, batch and machine, so that a probe decides, in each process.
+Which way is fastest, if any pays, depends on model, batch and machine, so that a probe decides, in
+each process.
 """
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import Context, Message, MessageType
@@ -18,18 +20,25 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.observation import Loss
+from clients import layerwise
 from clients.local_training import batches, gradient_of_batch
-from clients.participant import Workplace, workplace
+from clients.participant import Way, Workplace, workplace
 from fedsim.defenses import TrainingDefense, build_chain
 from fedsim.wire import EXPERIMENT, PARTITION, ROUND, BadReply, arrays_in, config_in, shared_buffers
 
 CHUNK = 16
-"""Clients of one pass: more make tensors that leave the processor's cache."""
+"""Clients of one pass where more make tensors that leave the processor's cache."""
+LARGE_CHUNK = 64
+"""Clients of one pass where passes cost most, not what they make."""
 GAIN = 0.95
-"""Share of the loop's time that one pass may take, at most, to be chosen."""
+"""Share of the loop's time that another way may take, at most, to be chosen."""
+ROUNDING = 1e-3
+"""Distance from the loop's gradient, over its length, up to which another is the same gradient."""
 
 Answer = tuple[dict[str, Tensor], float]
 """Gradient by name of parameter, and mean loss."""
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Inputs (B, ...) and labels (B,) of each client, all of one shape."""
 
 
 class Ready:
@@ -80,10 +89,11 @@ def prepare(messages: Sequence[Message], contexts: Sequence[Context]) -> None:
     drawn = [_batch(place, number, server_round) for number in numbers]
     if len({inputs.shape for inputs, _ in drawn}) > 1:  # somebody has less than one batch
         return
-    if place.at_once is None:
-        place.at_once = pays(place.model, place.loss, drawn)
-    if place.at_once:
-        answers = at_once(place.model, place.loss, drawn)
+    if not place.probed:
+        place.at_once = fastest(place.model, place.loss, drawn)
+        place.probed = True
+    if place.at_once is not None:
+        answers = place.at_once(place.model, place.loss, drawn)
         keys = [(server_round, number) for number in numbers]
         place.ready.update(zip(keys, answers, strict=True))
 
@@ -117,57 +127,106 @@ def _batch(place: Workplace, number: int, server_round: int) -> tuple[Tensor, Te
     return inputs[batch], labels[batch]
 
 
-def at_once(model: nn.Module, loss: Loss, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Answer]:
-    """Return the gradient and the loss of each batch at the weights of `model`.
-
-    Args:
-        model: Its modules must leave no state behind.
-        loss: Mean over the batch.
-        drawn: Inputs (B, ...) and labels (B,) of each client, all of one shape.
-    """
+def at_once(model: nn.Module, loss: Loss, drawn: Batches) -> list[Answer]:
+    """Return the gradient and the loss of each batch: passes with the clients as one more axis."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def value(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
         return loss(functional_call(model, weights, (inputs,)), labels)
 
-    inputs = torch.stack([one for one, _ in drawn])
-    labels = torch.stack([one for _, one in drawn])
+    inputs, labels = _stacked(drawn)
     whole = vmap(grad_and_value(value), in_dims=(None, 0, 0), chunk_size=CHUNK)
     gradients, losses = whole(trained, inputs, labels)
-    return [
-        ({name: stacked[place] for name, stacked in gradients.items()}, float(losses[place]))
-        for place in range(len(drawn))
-    ]
+    return _split(gradients, losses)
 
 
-def one_by_one(
-    model: nn.Module, loss: Loss, drawn: Sequence[tuple[Tensor, Tensor]]
+def layer_by_layer(
+    model: nn.Module, loss: Loss, drawn: Batches, *, chunk: int = LARGE_CHUNK
 ) -> list[Answer]:
-    """Return the same as `at_once`, each by a pass of its own."""
+    """Return the same out of passes that do not know whose an example is; see `layerwise`.
+
+    Raises:
+        Untraceable: The model is none of which that is known.
+    """
+    answers: list[Answer] = []
+    for start in range(0, len(drawn), chunk):
+        inputs, labels = _stacked(drawn[start : start + chunk])
+        answers += _split(*layerwise.gradients(model, loss, inputs, labels))
+    return answers
+
+
+def one_by_one(model: nn.Module, loss: Loss, drawn: Batches) -> list[Answer]:
+    """Return the same, each by a pass of its own."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     answers = [gradient_of_batch(model, trained, loss, *batch) for batch in drawn]
     return [(gradient, float(value)) for gradient, value in answers]
 
 
-def pays(model: nn.Module, loss: Loss, drawn: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether one pass took clearly less time than one per client, when both were tried in turn."""
-    some = drawn[: 2 * CHUNK]
-    together, alone = [], []
-    for _ in range(4):
-        try:
-            together.append(_timed(at_once, model, loss, some))
-        except (RuntimeError, NotImplementedError):  # an operation that vmap does not know
+WAYS: dict[str, Way] = {
+    "vmap": at_once,
+    "layers": layer_by_layer,
+    "layers of few clients": functools.partial(layer_by_layer, chunk=CHUNK),
+}
+"""What a probe tries beside the loop."""
+
+
+def _stacked(drawn: Batches) -> tuple[Tensor, Tensor]:
+    return torch.stack([one for one, _ in drawn]), torch.stack([one for _, one in drawn])
+
+
+def _split(gradients: Mapping[str, Tensor], losses: Tensor) -> list[Answer]:
+    return [
+        ({name: stacked[place] for name, stacked in gradients.items()}, loss)
+        for place, loss in enumerate(losses.tolist())
+    ]
+
+
+def fastest(model: nn.Module, loss: Loss, drawn: Batches) -> Way | None:
+    """Return the way that takes clearly less time than the loop; None if none does.
+
+    All are tried in turn on batches of the round; one whose gradients are not the loop's is left
+    out, for a model may do what it was not made for.
+    """
+    some = drawn[:LARGE_CHUNK]
+    ways = _sound(model, loss, some)
+    tries: dict[str, list[float]] = {name: [] for name in ("loop", *ways)}
+    for _ in range(3):
+        for name, way in {"loop": one_by_one, **ways}.items():
+            tries[name].append(_timed(way, model, loss, some))
+    least = {name: min(times) for name, times in tries.items()}
+    best = min(least, key=least.__getitem__)
+    return ways[best] if least[best] <= GAIN * least["loop"] else None
+
+
+def _sound(model: nn.Module, loss: Loss, drawn: Batches) -> dict[str, Way]:
+    """Return the ways that come to the loop's gradients; none of these is held afterwards."""
+    alone = one_by_one(model, loss, drawn)
+    return {name: way for name, way in WAYS.items() if _agrees(way, model, loss, drawn, alone)}
+
+
+def _agrees(
+    way: Way, model: nn.Module, loss: Loss, drawn: Batches, expected: Sequence[Answer]
+) -> bool:
+    """Whether a way knows this model, and comes to the gradients expected but for rounding."""
+    if way is not at_once and not layerwise.covers(model):
+        return False
+    try:
+        found = way(model, loss, drawn)
+    except (RuntimeError, NotImplementedError):  # an operation that vmap does not know, say
+        return False
+    for (gradient, _), (other, _) in zip(found, expected, strict=True):
+        if set(gradient) != set(other):
             return False
-        alone.append(_timed(one_by_one, model, loss, some))
-    return min(together[1:]) <= GAIN * min(alone[1:])  # the first makes what the others use
+        size = max(float(tensor.norm()) for tensor in other.values())
+        if not all(
+            float((gradient[name] - tensor).norm()) <= ROUNDING * size
+            for name, tensor in other.items()
+        ):
+            return False
+    return True
 
 
-def _timed(
-    way: Callable[[nn.Module, Loss, Sequence[tuple[Tensor, Tensor]]], object],
-    model: nn.Module,
-    loss: Loss,
-    drawn: Sequence[tuple[Tensor, Tensor]],
-) -> float:
+def _timed(way: Way, model: nn.Module, loss: Loss, drawn: Batches) -> float:
     start = time.process_time()
     way(model, loss, drawn)
     return time.process_time() - start
