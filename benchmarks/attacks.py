@@ -1,6 +1,8 @@
 """What attacks cost: victims per second, closures beside the published one, and the machine's use.
 
     profile       where the time of the closed form goes, by functions
+    lenet-profile, convnet16-profile, resnet-profile
+                  where the time of a closure goes, by operations of torch
     closed-form   victims of one round in the setting of DLG, by how many are solved in one call
     lenet         one evaluation of the matching loss and its slope for that model, all victims in
                   one computation, beside the loop that is published with DLG
@@ -31,6 +33,7 @@ import pstats
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,12 +61,26 @@ from fedsim.models.build import build_model
 from fedsim.models.normalize import Normalize
 from fedsim.seeds import stream
 
-TABLES = ("profile", "closed-form", "lenet", "convnet16", "resnet")
+PROFILES = ("lenet-profile", "convnet16-profile", "resnet-profile")
+TABLES = ("profile", *PROFILES, "closed-form", "lenet", "convnet16", "resnet")
 CPU = torch.device("cpu")
 MODES = ("eager", "compile", "graph")
 """How a closure runs: as written, through `torch.compile`, or recorded once as a CUDA graph."""
 SUCCESS = 1e-3
 """Mean squared error on pixels in [0, 1] below which a victim counts as solved."""
+
+WORK = {
+    "convolutions": ("convolution", "conv2d", "conv_transpose"),
+    "matrix products": ("mm", "bmm", "baddbmm", "addmm"),
+    "copies, paddings and joins": ("copy_", "cat", "pad", "fill_", "index", "gather", "clone"),
+    "normalisation and pooling": ("batch_norm", "pool"),
+    "sums": ("sum", "norm", "mean", "amax"),
+    "views and making of tensors": (
+        *("view", "strided", "transpose", "permute", "expand", "slice", "select", "squeeze"),
+        *("empty", "reshape", "flatten", "movedim", "detach", "alias", "narrow", "t", "resize_"),
+    ),
+}
+"""Kinds of operations, by what is in their names; the first that fits. Others go by element."""
 
 Closure = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Points (R, ...) -> their distances (R,) and the slopes of these, (R, ...)."""
@@ -395,6 +412,8 @@ def table_of(name: str, clock: Clock, arguments: argparse.Namespace) -> dict[str
     batches, root = arguments.batches, str(arguments.data)
     if name == "profile":
         return {"rows": profile_table(root, victims=min(32, max(batches)))}
+    if name in PROFILES:
+        return {"rows": closure_profile(name, root)}
     if name == "closed-form":
         return {"rows": closed_form_table(clock, root, batches=batches, repeats=arguments.repeats)}
     model: str
@@ -441,6 +460,58 @@ def profile_table(root: str, *, victims: int) -> dict[str, dict[str, Any]]:
         name: {"share": spent[name] / whole, "ms_per_victim": 1e3 * spent[name] / victims}
         for name in ranked
     }
+
+
+def closure_profile(name: str, root: str) -> dict[str, dict[str, Any]]:
+    """Return where a closure's time goes, by kinds of operations, without what they call.
+
+    The profiler's clock runs on while other programs do. So every call counts as long as the median
+    of those of the same operation on the same shapes.
+    """
+    kind = name.removesuffix("-profile")
+    lenet = kind == "lenet"
+    victims = 128 if lenet else 1
+    model, width = ("dlg-lenet", None) if lenet else peers.victim_model(kind)[:2]
+    heard = one_round(model, width, victims, batch_size=1, root=root, device=CPU)
+    shape = (3172,) if lenet else (1, 3, 32, 32)
+    points = torch.rand(victims, *shape, generator=stream(0, "points"))
+    closure: Closure = our_closure(heard, victims) if lenet else matching_closure(heard, victims)
+    closure(points.clone())  # warm
+    repeats = 10
+    with torch.profiler.profile(record_shapes=True) as profiled:
+        for _ in range(repeats):
+            closure(points.clone())
+    calls: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in profiled.events() or ():
+        calls[event.name, str(event.input_shapes)].append(event.self_cpu_time_total)
+    spent: dict[str, float] = defaultdict(float)
+    counted: dict[str, int] = defaultdict(int)
+    for (operation, _), times in calls.items():
+        which = _kind_of(operation)
+        spent[which] += statistics.median(times) * len(times) / repeats
+        counted[which] += len(times)
+    whole = sum(spent.values())
+    return {
+        which: {
+            "share": spent[which] / whole,
+            "ms_per_victim": spent[which] / victims / 1e3,
+            "calls": counted[which] // repeats,
+        }
+        for which in sorted(spent, key=lambda which: -spent[which])
+    }
+
+
+def _kind_of(operation: str) -> str:
+    """Return the kind of an operation such as "aten::mm"; see `WORK`."""
+    library, _, name = operation.partition("::")
+    if library != "aten":
+        return "bookkeeping of autograd"
+    fits = (
+        kind
+        for kind, parts in WORK.items()
+        if any(part == name or (len(part) > 3 and part in name) for part in parts)
+    )
+    return next(fits, "element by element")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 It takes one JSON job per line from standard input and answers one JSON line each. A target is a
 safetensors file with the tensors that an attacker has: weights, buffers, gradient.
 
-    python breaching_worker.py < jobs
+    python -m benchmarks.breaching_worker < jobs
 """
 
 import json

@@ -249,7 +249,7 @@ class Breaching:
     def __init__(self, python: str, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [python, str(ROOT / "benchmarks" / "breaching_worker.py")],
+            [python, "-m", "benchmarks.breaching_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,
@@ -409,6 +409,7 @@ def gradients_table(
     victims: int,
     our_steps: Sequence[int],
     peer_steps: Sequence[int],
+    peer_settings: Sequence[str] = tuple(PEER_TV),
 ) -> dict[str, Any]:
     """Mean PSNR against CPU time for Inverting Gradients."""
     data = load_data("cifar10", root=root, options={})
@@ -429,10 +430,10 @@ def gradients_table(
     for steps in our_steps:
         methods[f"ours, {steps} steps"] = ours(InvertingGradients(steps=steps))
     for steps in peer_steps:
-        for which, settings in PEER_TV.items():
+        for which in peer_settings:
             if peer is None:
                 break
-            overrides = [f"optim.max_iterations={steps}", *settings]
+            overrides = [f"optim.max_iterations={steps}", *PEER_TV[which]]
             methods[f"breaching {which}, {steps} steps"] = peer.method(
                 "invertinggradients", overrides
             )
@@ -450,6 +451,7 @@ def table_of(
     victims: int,
     our_steps: Sequence[int],
     peer_steps: Sequence[int],
+    peer_settings: Sequence[str] = tuple(PEER_TV),
 ) -> dict[str, Any]:
     """Run a table by name: "dlg", or that of a model and a batch size, such as "convnet16-1"."""
     if name == "dlg":
@@ -464,6 +466,7 @@ def table_of(
         victims=victims,
         our_steps=our_steps,
         peer_steps=peer_steps,
+        peer_settings=peer_settings,
     )
 
 
@@ -604,6 +607,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6, help="targets of each gradients table")
     parser.add_argument("--our-steps", type=int, nargs="+", default=[50, 100, 200, 300, 600, 1200])
     parser.add_argument("--peer-steps", type=int, nargs="+", default=[300, 1200])
+    parser.add_argument("--peer-settings", nargs="+", choices=[*PEER_TV], default=[*PEER_TV])
     parser.add_argument("--together", type=int, default=32, help="victims of the throughput table")
     parser.add_argument(
         "--tables", nargs="+", default=["dlg", "convnet-1", "convnet-4", "resnet-1", "throughput"]
@@ -636,7 +640,9 @@ def main() -> None:
                     victims=arguments.victims if name == "dlg" else arguments.images,
                     our_steps=arguments.our_steps,
                     peer_steps=arguments.peer_steps,
+                    peer_settings=arguments.peer_settings,
                 )
+            found["environment"] = environment()
             record["tables"][name] = found
             print(markdown(found["rows"]))
             print(json.dumps(found.get("ratios", {}), indent=1), flush=True)
