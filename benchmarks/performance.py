@@ -136,6 +136,35 @@ def efficiency(model: str) -> Callable[[Results], Found]:
     return look
 
 
+def vectorised(model: str) -> Callable[[Results], Found]:
+    """Return a look at the gradients of a round of FedSGD, one example per client, at once."""
+
+    def look(results: Results) -> Found:
+        row = _vectorised(results, model)
+        way, ratio = max(row["loop_over"].items(), key=lambda one: float(one[1]["median"]))
+        return Found(
+            value=ratio["median"], low=ratio["low"], high=ratio["high"], unit="x", about=way
+        )
+
+    return look
+
+
+def probe(model: str) -> Callable[[Results], Found]:
+    """Return a look at the slowest way that the probe chose, over the loop."""
+
+    def look(results: Results) -> Found:
+        row = _vectorised(results, model)
+        about = ", ".join(f"{way} {times} times" for way, times in row["chosen"].items())
+        return Found(value=row["chosen_over_loop"], unit="x", about=about)
+
+    return look
+
+
+def _vectorised(results: Results, model: str) -> Any:
+    rows = results["vectorise"]["rows"]
+    return next(row for row in rows if (row["model"], row["batch_size"]) == (model, 1))
+
+
 def spread(table: str, row: str, key: str, unit: str = "") -> Callable[[Results], Found]:
     """Return a look at a figure of `attacks.json`."""
 
@@ -253,6 +282,26 @@ ENGINES += [
         ("memory beyond the data", "more_mb", 200, " MB"),
     )
 ]
+ENGINES += [
+    goal
+    for model in ("lenet", "cnn")
+    for goal in (
+        Goal(
+            work=f"FedSGD, 50 gradients of one example, {MODELS[model]}: loop over all at once",
+            goal=4,
+            at_most=False,
+            unit="x",
+            look=vectorised(model),
+        ),
+        Goal(
+            work=f"the same, {MODELS[model]}: what the probe chose over the loop",
+            goal=1.05,
+            at_most=True,
+            unit="x",
+            look=probe(model),
+        ),
+    )
+]
 ATTACKS = [
     *(
         Goal(
@@ -350,10 +399,63 @@ def goals_table(goals: list[Goal], results: Results) -> str:
     return "\n".join([*head, *(goal.row(results) for goal in goals)])
 
 
-def profile_table(results: Results) -> str:
-    """Return where the closed form's time goes."""
+def profile_table(results: Results, name: str) -> str:
+    """Return where time goes: the closed form's, or a closure's."""
     tables = results.get("attacks", {}).get("tables", {})
-    return markdown(tables["profile"]["rows"]) if "profile" in tables else NOT_MEASURED
+    return markdown(tables[name]["rows"]) if name in tables else NOT_MEASURED
+
+
+def matching_profiles(results: Results) -> str:
+    """Return where the time of closures of Inverting Gradients goes."""
+    titles = {"convnet16-profile": "ConvNet of width 16", "resnet-profile": "ResNet-18 of width 16"}
+    return "\n\n".join(
+        f"**{title}, one image**\n\n{profile_table(results, name)}"
+        for name, title in titles.items()
+    )
+
+
+def engine_profile(results: Results) -> str:
+    """Return where the CPU of a round goes: ms, and their share of the bare steps' CPU."""
+    rows = results.get("engine_profile", {}).get("rows", [])
+    if not rows:
+        return NOT_MEASURED
+    names = [f"{ENGINE_NAMES[row['engine']]}, {MODELS[row['model']]}" for row in rows]
+    titles = dict.fromkeys(title for row in rows for title in row["sections_ms"])
+    lines = {
+        "the same steps bare": [f"{row['bare_ms']:.0f}" for row in rows],
+        "**the whole round**": [_over(row["round_ms"], row["bare_ms"]) for row in rows],
+    }
+    for title in titles:
+        lines[title] = [_over(row["sections_ms"].get(title), row["bare_ms"]) for row in rows]
+    head = ["| CPU ms a round (over the bare steps) | " + " | ".join(names) + " |"]
+    head.append("|---" * (len(rows) + 1) + "|")
+    return "\n".join([*head, *(f"| {one} | {' | '.join(cells)} |" for one, cells in lines.items())])
+
+
+def _over(milliseconds: float | None, bare: float) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.1f} ({milliseconds / bare:.3f})"
+
+
+def vectorise_tables(results: Results) -> str:
+    """Return what gradients of many clients at once take, and on which operations."""
+    rows = results.get("vectorise", {}).get("rows", [])
+    if not rows:
+        return NOT_MEASURED
+    times = {
+        f"{MODELS[row['model']]}, batches of {row['batch_size']}": {
+            **{f"{way}, ms": ms for way, ms in row["ms"].items()},
+            "writing as much memory, ms": row["ms_to_write_as_much"],
+        }
+        for row in rows
+    }
+    lines = ["| fastest way | operations of PyTorch, by their own share of its CPU |", "|---|---|"]
+    for row in rows:
+        shares = ", ".join(f"`{name}` {100 * one:.0f} %" for name, one in row["profile"].items())
+        lines.append(f"| {MODELS[row['model']]}: {row['profile_of']} | {shares} |")
+    return markdown(times) + "\n\n" + "\n".join(lines)
+
+
+ENGINE_NAMES = {"local": "in-process", "ray": "ray, two workers"}
 
 
 def closures_table(results: Results) -> str:
@@ -384,8 +486,12 @@ def fill(page: str, results: Results) -> str:
     parts = {
         "engines": goals_table(ENGINES, results),
         "attacks": goals_table(ATTACKS, results),
+        "engine-profile": engine_profile(results),
+        "vectorise": vectorise_tables(results),
         "closures": closures_table(results),
-        "profile": profile_table(results),
+        "profile": profile_table(results, "profile"),
+        "lenet-profile": profile_table(results, "lenet-profile"),
+        "matching-profile": matching_profiles(results),
     }
     return PART.sub(lambda found: f"{found[1]}{parts[found['name']]}\n{found[3]}", page)
 

@@ -29,6 +29,8 @@ from clients.together import WAYS, Batches, fastest, one_by_one
 LOOP = "loop"
 OPERATIONS = 8
 """Rows of a profile."""
+PASSES = 8
+"""Passes that a profile sums up."""
 
 
 def drawn(size: int) -> Batches:
@@ -97,7 +99,8 @@ def measured(name: str, size: int, repeats: int) -> dict[str, Any]:
 def operations(way: Way, model: nn.Module, batches: Batches) -> dict[str, float]:
     """Return the operations that take most, by their own share of the CPU."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        way(model, functional.cross_entropy, batches)
+        for _ in range(PASSES):
+            way(model, functional.cross_entropy, batches)
     own = {row.key: float(row.self_cpu_time_total) for row in found.key_averages()}
     total = sum(own.values())
     most = sorted(own, key=own.__getitem__, reverse=True)[:OPERATIONS]
