@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cluster, on_ray
-from benchmarks.engine_work import CLIENTS, STEPS, model_of
+from benchmarks.bare import CLIENTS, STEPS
+from benchmarks.engine_work import model_of
 
 RESULTS = Path(__file__).parent / "results"
 PART = re.compile(r"(<!-- measured: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.bare import BATCH, CLIENTS, RATE
 from benchmarks.dlg_cifar100 import environment
-from benchmarks.engine_work import BATCH, CLIENTS, RATE
+from benchmarks.performance import eavesdropping_tables
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import run
 from fedsim.engines.in_process import InProcess
@@ -138,35 +139,6 @@ def profiled(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows[:SHOWN]
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """Return the tables of a result."""
-    lines = [
-        "| model | updates kept, of 50 | wall, ms per round | without an ear | ratio, median of "
-        "pairs (lowest to highest) | CPU of the training process, ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        wall, cpu = row["wall_s"], row["cpu_s"]
-        lines.append(
-            f"| {row['model']} | {row['heard']} | {1e3 * wall['heard']:.0f} "
-            f"| {1e3 * wall['deaf']:.0f} | {wall['ratio']:.2f} ({wall['low']:.2f} to "
-            f"{wall['high']:.2f}) of {row['pairs']} | {cpu['ratio']:.2f} |"
-        )
-    if "profile" in found:
-        lines += [
-            "",
-            f"What an update that is kept costs the training process, {found['profiled']}; what a "
-            "function calls counts for it, too:",
-            "",
-            "| function | ms more per update |",
-            "|---|---|",
-        ]
-        lines += [
-            f"| `{one['function']}` | {one['ms_more_per_update']:.2f} |" for one in found["profile"]
-        ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, or print the tables of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -174,7 +146,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="print the tables of such a JSON, and end")
     given = parser.parse_args()
     if given.markdown is not None:
-        print(markdown(json.loads(given.markdown.read_text())))
+        print(eavesdropping_tables(json.loads(given.markdown.read_text())))
         return
     torch.set_num_threads(1)
     found: dict[str, Any] = {**environment(), "cores": len(os.sched_getaffinity(0)), "rows": []}
@@ -187,7 +159,7 @@ def main() -> None:
     found["profile"] = profiled(ROWS[3])
     if given.output is not None:
         given.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(markdown(found))
+    print(eavesdropping_tables(found))
 
 
 if __name__ == "__main__":

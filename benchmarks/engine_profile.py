@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from flwr.app import Context, Message
 
+from benchmarks.bare import CLIENTS
 from benchmarks.dlg_cifar100 import environment
-from benchmarks.engine_work import CLIENTS, MODELS
+from benchmarks.engine_work import MODELS
 from benchmarks.engines import NAMES, experiment
 from fedsim.catalog import CLIENT_APP, SERVER_APP, load
 from fedsim.engines.in_process import InProcessGrid
@@ -61,8 +62,8 @@ SECTIONS = {
     "round else": ("server.rounds:_Rounds.one",),
     "": (
         "benchmarks.engine_work:bare_round",
-        "benchmarks.engine_work:Meter.__init__",
-        "benchmarks.engine_work:Meter.read",
+        "benchmarks.bare:Meter.__init__",
+        "benchmarks.bare:Meter.read",
     ),
 }
 """Functions by what they do; those without a name are not part of a round."""

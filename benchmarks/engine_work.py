@@ -7,8 +7,6 @@ are timed in turn, in one run, whatever plays the clients.
 
 import functools
 import json
-import os
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,18 +26,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from torch import Tensor, nn
-from torch.nn import functional
 
+from benchmarks import bare
+from benchmarks.bare import BATCH, CLIENTS, RATE, STEPS, Meter, sgd
 from fedsim.data.images import ImageData
 from fedsim.models.lenet import dlg_lenet
 from server.strategies import FedAvg
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
-CLIENTS = 50
-STEPS = 5
-BATCH = 10
-RATE = 0.01
 MODELS = ("lenet", "mlp", "cnn")
 
 
@@ -106,40 +101,21 @@ def model_of(name: str) -> nn.Module:
 
 
 @functools.cache
+def _noise() -> ImageData:
+    return noise()
+
+
+@functools.cache
 def data_of(client: int) -> tuple[Tensor, Tensor]:
     """Return the inputs and labels of one client."""
-    data, each = noise(), STEPS * BATCH
+    data, each = _noise(), STEPS * BATCH
     part = slice(client * each, (client + 1) * each)
     return data.train_inputs[part], data.train_labels[part]
 
 
 def bare_round(name: str) -> float:
     """Return the CPU seconds of the steps of all clients in a plain loop, and of nothing else."""
-    model = model_of(name)
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    spent = 0.0
-    for client in range(CLIENTS):
-        inputs, labels = data_of(client)
-        model.load_state_dict(start)  # not timed: or training drifts into slow ranges of numbers
-        before = time.process_time()
-        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        sgd(model, optimizer, inputs, labels)
-        spent += time.process_time() - before
-    model.load_state_dict(start)
-    return spent
-
-
-def sgd(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
-) -> float:
-    """Take the steps of one client as anybody would write them; return the last loss."""
-    for step in range(STEPS):
-        batch = slice(step * BATCH, (step + 1) * BATCH)
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs[batch]), labels[batch])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return float(loss.detach())
+    return bare.bare_round(model_of(name), [data_of(client) for client in range(CLIENTS)])
 
 
 class _Clock(flower.FedAvg):
@@ -181,60 +157,6 @@ class Clocked(_Clock, FedAvg):
 
 class ClockedFlower(_Clock):
     """Flower's FedAvg with a clock."""
-
-
-class Meter:
-    """Wall and CPU seconds since it was made, without what reading the clocks takes.
-
-    Args:
-        root: The process whose descendants count beside this process; 0 means this one alone.
-    """
-
-    def __init__(self, root: int = 0) -> None:
-        self.root = root
-        self._others = self._elsewhere()  # first: to read it takes milliseconds of this process
-        self._own = time.process_time()
-        self._wall = time.perf_counter()
-
-    def read(self) -> tuple[float, float, float]:
-        """Return wall seconds, CPU seconds of all processes, and those of this one."""
-        wall, own = time.perf_counter() - self._wall, time.process_time() - self._own
-        return wall, own + self._elsewhere() - self._others, own
-
-    def _elsewhere(self) -> float:
-        if not self.root:
-            return 0.0
-        return sum(_ran(process) for process in _family(self.root) if process != os.getpid())
-
-
-def _ran(process: int) -> float:
-    """Return the seconds that the threads of a process have run; Linux tells nanoseconds."""
-    total = 0
-    for task in Path(f"/proc/{process}/task").glob("*"):
-        try:
-            total += int((task / "schedstat").read_text().split()[0])
-        except (OSError, IndexError):  # it ended meanwhile
-            continue
-    return total / 1e9
-
-
-def _family(root: int) -> list[int]:
-    """Return a process and all its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-        except (OSError, IndexError):  # it ended meanwhile
-            continue
-    children: dict[int, list[int]] = {}
-    for process, parent in parents.items():
-        children.setdefault(parent, []).append(process)
-    family = [root]
-    for process in family:  # grows while it is gone through
-        family += children.get(process, [])
-    return family
 
 
 # what a user of Flower would write, by its tutorial for PyTorch

@@ -23,13 +23,10 @@ import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from benchmarks.bare import BATCH, CLIENTS, RATE, STEPS
 from benchmarks.dlg_cifar100 import environment
 from benchmarks.engine_work import (
-    BATCH,
-    CLIENTS,
     MODELS,
-    RATE,
-    STEPS,
     ClockedFlower,
     echo_app,
     flower_app,

@@ -29,8 +29,9 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
+from benchmarks.bare import Meter
 from benchmarks.dlg_cifar100 import environment
-from benchmarks.engine_work import MODELS, Meter, payload
+from benchmarks.engine_work import MODELS, payload
 from benchmarks.engines import EMPTY, GOALS, experiment
 from fedsim.config import parse_experiment
 from fedsim.engines.ray import Ray, RayGrid, join_cluster

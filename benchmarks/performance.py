@@ -122,6 +122,33 @@ def scale(key: str, unit: str) -> Callable[[Results], Found]:
     return look
 
 
+def left_behind(results: Results) -> Found:
+    """Look at the memory that a long run's rounds leave behind."""
+    row = max(results["scale"]["rows"], key=lambda one: int(one["rounds"]))
+    return Found(value=row["mb_per_round"], unit=" MB", about=f"{row['rounds']} rounds")
+
+
+def heard(model: str, clients: int) -> Callable[[Results], Found]:
+    """Return a look at how much longer rounds take in which somebody listens."""
+
+    def look(results: Results) -> Found:
+        row = next(
+            row
+            for row in results["eavesdropping"]["rows"]
+            if (row["model"], row["heard"]) == (model, clients)
+        )
+        wall = row["wall_s"]
+        return Found(
+            value=wall["ratio"],
+            low=wall["low"],
+            high=wall["high"],
+            unit="x",
+            about=f"{row['pairs']} pairs of rounds",
+        )
+
+    return look
+
+
 def efficiency(model: str) -> Callable[[Results], Found]:
     """Return a look at the parallel efficiency from one worker to two."""
 
@@ -281,6 +308,26 @@ ENGINES += [
         ("CPU of setting up", "set_up_cpu_s", 2, " s"),
         ("memory beyond the data", "more_mb", 200, " MB"),
     )
+]
+ENGINES += [
+    Goal(
+        work="memory that a round of 50 clients, one of them heard, leaves behind",
+        goal=1,
+        at_most=True,
+        unit=" MB",
+        look=left_behind,
+    ),
+    *(
+        Goal(
+            work=f"eavesdropping on {clients} of 50, {MODELS[model]}: wall over a round unheard",
+            goal=1.05,
+            at_most=True,
+            unit="x",
+            look=heard(model, clients),
+        )
+        for clients, models in ((1, ("lenet", "mlp", "cnn")), (50, ("lenet", "mlp")))
+        for model in models
+    ),
 ]
 ENGINES += [
     goal
@@ -456,6 +503,38 @@ def vectorise_tables(results: Results) -> str:
 
 
 ENGINE_NAMES = {"local": "in-process", "ray": "ray, two workers"}
+SIMULATOR_NAMES = {
+    "in-process": "ours, in-process",
+    "flower-on-grid": "Flower's apps on our Grid",
+    "flower": "Flower's apps in Flower's own simulation",
+    "pfl": "pfl-research",
+}
+
+
+def simulators_table(results: Results) -> str:
+    """Return what a round costs in other simulators and in ours, over the bare steps."""
+    found = results.get("simulators")
+    if found is None:
+        return NOT_MEASURED
+    cells = {
+        (row["simulator"], row["model"]): f"{row['overhead']:.3g}x "
+        f"({row['low']:.3g} to {row['high']:.3g}); {row['rounds']} rounds"
+        for row in found["rows"]
+    }
+    lines = [
+        f"| CPU of a round over the bare steps | {' | '.join(MODELS.values())} |",
+        "|---" * (len(MODELS) + 1) + "|",
+    ]
+    for simulator, name in SIMULATOR_NAMES.items():
+        row = (cells.get((simulator, model), NOT_MEASURED) for model in MODELS)
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    ours = {name: found[name] for name in ("python", "torch")} | found["versions"]
+    theirs: Results = next((row["versions"] for row in found["rows"] if "versions" in row), {})
+    for title, versions in (("Ours and Flower", ours), ("pfl-research", theirs)):
+        if versions:
+            named = ", ".join(f"{name} {version}" for name, version in versions.items())
+            lines += ["", f"{title}: {named}."]
+    return "\n".join(lines)
 
 
 def closures_table(results: Results) -> str:
@@ -477,6 +556,35 @@ TITLES = {
 """Tables of `attacks.json` that the page shows."""
 
 
+def eavesdropping_tables(found: Mapping[str, Any]) -> str:
+    """Return what eavesdropping costs the training, and where."""
+    lines = [
+        "| model | updates kept, of 50 | wall, ms per round | without an ear | ratio, median of "
+        "pairs (lowest to highest) | CPU of the training process, ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        wall, cpu = row["wall_s"], row["cpu_s"]
+        lines.append(
+            f"| {row['model']} | {row['heard']} | {1e3 * wall['heard']:.0f} "
+            f"| {1e3 * wall['deaf']:.0f} | {wall['ratio']:.2f} ({wall['low']:.2f} to "
+            f"{wall['high']:.2f}) of {row['pairs']} | {cpu['ratio']:.2f} |"
+        )
+    if "profile" in found:
+        lines += [
+            "",
+            f"What an update that is kept costs the training process, {found['profiled']}; what a "
+            "function calls counts for it, too:",
+            "",
+            "| function | ms more per update |",
+            "|---|---|",
+        ]
+        lines += [
+            f"| `{one['function']}` | {one['ms_more_per_update']:.2f} |" for one in found["profile"]
+        ]
+    return "\n".join(lines)
+
+
 def fill(page: str, results: Results) -> str:
     """Return a page with its tables made anew.
 
@@ -486,8 +594,14 @@ def fill(page: str, results: Results) -> str:
     parts = {
         "engines": goals_table(ENGINES, results),
         "attacks": goals_table(ATTACKS, results),
+        "simulators": simulators_table(results),
         "engine-profile": engine_profile(results),
         "vectorise": vectorise_tables(results),
+        "eavesdropping": (
+            eavesdropping_tables(results["eavesdropping"])
+            if "eavesdropping" in results
+            else NOT_MEASURED
+        ),
         "closures": closures_table(results),
         "profile": profile_table(results, "profile"),
         "lenet-profile": profile_table(results, "lenet-profile"),

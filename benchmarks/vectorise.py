@@ -21,8 +21,9 @@ from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.bare import CLIENTS
 from benchmarks.dlg_cifar100 import environment
-from benchmarks.engine_work import CLIENTS, MODELS, data_of, model_of
+from benchmarks.engine_work import MODELS, data_of, model_of
 from clients.participant import Way
 from clients.together import WAYS, Batches, fastest, one_by_one
 

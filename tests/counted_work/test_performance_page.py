@@ -33,3 +33,24 @@ def test_filling_a_page_again_changes_nothing() -> None:
     once = fill(PAGE, overheads(1.5))
 
     assert fill(once, overheads(1.5)) == once
+
+
+def test_other_simulators_stand_beside_ours_with_their_versions() -> None:
+    row = {"model": "mlp", "overhead": 5.5, "low": 5.0, "high": 6.0, "rounds": 2}
+    rows = [
+        {**row, "simulator": "flower"},
+        {**row, "simulator": "pfl", "overhead": 1.3, "versions": {"pfl": "0.6.0"}},
+    ]
+    measured = {"python": "3.11", "torch": "2.15", "versions": {"flwr": "1.41"}, "rows": rows}
+
+    page = fill("<!-- measured: simulators -->\n<!-- end -->", {"simulators": measured})
+
+    lines = page.splitlines()
+    assert "| pfl-research | not measured | 1.3x (5 to 6); 2 rounds | not measured |" in lines
+    assert "| ours, in-process | not measured | not measured | not measured |" in lines
+    assert any("simulation | not measured | 5.5x (5 to 6); 2 rounds" in line for line in lines)
+    assert lines[-4:-1] == [
+        "Ours and Flower: python 3.11, torch 2.15, flwr 1.41.",
+        "",
+        "pfl-research: pfl 0.6.0.",
+    ]
