@@ -34,7 +34,16 @@ from torch.nn import functional
 
 from benchmarks.bare import BATCH, CLIENTS, RATE, Meter, Part, bare_round, copied, deviation
 
-LAYERS = [nn.Sequential, nn.Flatten, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ReLU, nn.Sigmoid, set]
+LAYERS: list[Any] = [
+    nn.Sequential,
+    nn.Flatten,
+    nn.Linear,
+    nn.Conv2d,
+    nn.MaxPool2d,
+    nn.ReLU,
+    nn.Sigmoid,
+    set,
+]
 """What the file of a job may hold besides tensors."""
 
 
