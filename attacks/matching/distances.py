@@ -278,5 +278,6 @@ def _beyond(guess: Thin, heard: Thin) -> tuple[Tensor, Thin]:
     aside = torch.addcmul(guess.left, along, heard.left, value=-1)
     rest = along * guess.right - heard.right
     value = aside.square().sum(dim=2) * guess.right.square().sum(dim=2) + rest.square().sum(dim=2)
-    push = Thin(torch.cat((aside, heard.left), 1), torch.cat((guess.right, rest), 1))
+    left = heard.left.expand_as(aside)  # one victim stands for all guesses at it
+    push = Thin(torch.cat((aside, left), 1), torch.cat((guess.right, rest), 1))
     return value[:, 0], push
