@@ -27,8 +27,8 @@ ATTACKS = (
     ("dlg", "closed-form", "DLG setting, closed form"),
     ("dlg", "idlg", "DLG setting, iDLG by search"),
     ("dlg", "original DLG, 300 steps", "DLG setting, the original procedure"),
-    ("convnet16-1", "ours, 300 steps", "Inverting Gradients, ConvNet width 16, 300 steps"),
-    ("resnet-1", "ours, 300 steps", "Inverting Gradients, ResNet-18 width 16, 300 steps"),
+    ("convnet16-1", "ours, 100 steps", "Inverting Gradients, ConvNet width 16, 100 steps"),
+    ("resnet-1", "ours, 100 steps", "Inverting Gradients, ResNet-18 width 16, 100 steps"),
 )
 """Table, row and title of the attacks that are reckoned with."""
 
