@@ -3,30 +3,32 @@
     python -m benchmarks.eavesdropping --output benchmarks/results/eavesdropping.json
     python -m benchmarks.eavesdropping --markdown benchmarks/results/eavesdropping.json
 
-Clients train in one process that keeps to the first core; the attack worker keeps to another one.
-Runs in which the adversary listens in every round take turns with runs in which it hears the last
-round alone: what is heard is scored later, by the process that trains, so rounds of one run can't
-be compared. Where the cost goes is told by a profile of one run of each kind.
+Clients train in a thread that keeps to the first core; whatever else there is (attack worker,
+scoring, the thread that follows the run) keeps to the others. Runs in which the adversary listens
+in every round take turns with runs in which it hears the last round alone: what is heard is
+attacked and scored later, so rounds of one run can't be compared. Where the cost goes is told by
+profiles, of one run of each kind, of the thread that trains and of the one that follows the run.
 """
 
 import argparse
 import cProfile
 import json
-import multiprocessing
 import os
 import pstats
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.bare import BATCH, CLIENTS, RATE
 from benchmarks.dlg_cifar100 import environment
 from benchmarks.performance import eavesdropping_tables
+from fedsim import driver
 from fedsim.config import Experiment, parse_experiment
 from fedsim.driver import run
 from fedsim.engines.in_process import InProcess
@@ -45,17 +47,18 @@ SHOWN = 14
 
 
 class Pinned(InProcess):
-    """The engine in one process, on a core that it shares with no attack worker."""
+    """The engine in one process; the thread that trains has a core to itself."""
 
     def open_pool(self) -> AttackPool:
-        """Start the attack workers; they and this process keep to cores of their own."""
-        pool = super().open_pool()
-        first, *others = sorted(os.sched_getaffinity(0))
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.sched_setaffinity(child.pid, others or [first])
-        os.sched_setaffinity(0, [first])
-        return pool
+        """Start the attack workers, where no client trains; what is started later inherits that."""
+        self.first, *others = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, others or [self.first])
+        return super().open_pool()
+
+    def train(self) -> None:
+        """Run all rounds on the core that nobody else uses."""
+        os.sched_setaffinity(0, [self.first])
+        super().train()
 
 
 def experiment(row: Mapping[str, Any], folder: Path, heard_in: list[int]) -> Experiment:
@@ -113,28 +116,46 @@ def measure(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def profiled(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return where the training thread's time goes that rounds without an ear do not take."""
+def profiled(row: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return where two threads' time goes that rounds without an ear do not take."""
     rounds = min(row["rounds"], 8)
     every = list(range(1, rounds + 3))
-    never = [every[-1]]
-    taken: dict[str, dict[str, float]] = {}
-    for kind, heard_in in (("heard", every), ("deaf", never)):
-        profile = cProfile.Profile()
+    taken: dict[str, dict[str, dict[str, float]]] = {"training": {}, "following the run": {}}
+    for kind, heard_in in (("heard", every), ("deaf", every[-1:])):
+        trains, follows = cProfile.Profile(), cProfile.Profile()
+        with mock.patch.object(driver._Beside, "_work", _profiled(follows, driver._Beside._work)):
+            trains.enable()
+            clocked({**row, "rounds": rounds}, heard_in)
+            trains.disable()
+        for thread, profile in zip(taken, (trains, follows), strict=True):
+            stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+            for (file, _, name), (_, _, _, total, _) in stats.items():
+                times = taken[thread].setdefault(f"{Path(file).stem}.{name}", {})
+                times[kind] = times.get(kind, 0.0) + total
+    updates = len(every) * row["heard"]
+    return {thread: _most(functions, updates) for thread, functions in taken.items()}
+
+
+def _profiled(profile: cProfile.Profile, work: Callable[..., None]) -> Callable[..., None]:
+    def profiled(*arguments: object) -> None:
         profile.enable()
-        clocked({**row, "rounds": rounds}, heard_in)
-        profile.disable()
-        for (file, _, name), (_, _, _, total, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-            taken.setdefault(f"{Path(file).stem}.{name}", {}).setdefault(kind, 0.0)
-            taken[f"{Path(file).stem}.{name}"][kind] += total
+        try:
+            work(*arguments)
+        finally:
+            profile.disable()
+
+    return profiled
+
+
+def _most(functions: Mapping[str, Mapping[str, float]], updates: int) -> list[dict[str, Any]]:
     rows = [
         {
             "function": name,
             "ms_more_per_update": 1e3
             * (times.get("heard", 0.0) - times.get("deaf", 0.0))
-            / (len(every) * row["heard"]),
+            / updates,
         }
-        for name, times in taken.items()
+        for name, times in functions.items()
     ]
     rows.sort(key=lambda one: -float(str(one["ms_more_per_update"])))
     return rows[:SHOWN]

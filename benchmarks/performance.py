@@ -573,14 +573,16 @@ def eavesdropping_tables(found: Mapping[str, Any]) -> str:
     if "profile" in found:
         lines += [
             "",
-            f"What an update that is kept costs the training process, {found['profiled']}; what a "
-            "function calls counts for it, too:",
+            f"What an update that is kept costs two threads, {found['profiled']}; what a function "
+            "calls counts for it, too:",
             "",
-            "| function | ms more per update |",
-            "|---|---|",
+            "| thread | function | ms more per update |",
+            "|---|---|---|",
         ]
         lines += [
-            f"| `{one['function']}` | {one['ms_more_per_update']:.2f} |" for one in found["profile"]
+            f"| {thread} | `{one['function']}` | {one['ms_more_per_update']:.2f} |"
+            for thread, functions in found["profile"].items()
+            for one in functions
         ]
     return "\n".join(lines)
 

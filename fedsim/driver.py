@@ -19,10 +19,11 @@ from fedsim.lock import locked
 from fedsim.pool import AttackPool, ProcessPool
 from fedsim.records import RunDirectory
 from fedsim.report.page import build as build_report
+from fedsim.scoring import Scorer
 from fedsim.stages.attack import Follower
 from fedsim.stages.isolate import Isolator
 from fedsim.stages.prepare import Plan, check, write_plan
-from fedsim.stages.score import score, score_one
+from fedsim.stages.score import score
 from fedsim.stages.summarize import summarize
 from fedsim.views import forget_views
 from fedsim.writers import Writer, open_writers
@@ -227,6 +228,8 @@ def _go(
             rounds_heard = getattr(engine, "rounds_heard", None)
             beside = _Beside(plan, directory, pool, writers, watch, rounds_heard)
             stack.callback(beside.stop)
+            if engine is None:
+                beside.trained.set()
             beside.start()
             if engine is not None:
                 engine.train()
@@ -307,6 +310,7 @@ class _Beside:
         self.progress = Progress(
             directory, plan, rounds=directory.rounds(), scores=directory.scores()
         )
+        self.scorer = Scorer(directory, _scoring(plan), self._scored)
         self.rounds_read = directory.size_of_rounds()
         self.trained = threading.Event()
         self.stopped = threading.Event()
@@ -330,6 +334,7 @@ class _Beside:
         """End the thread, whatever is left to do."""
         self.stopped.set()
         self.thread.join()
+        self.scorer.close()
 
     def _work(self) -> None:
         try:
@@ -337,7 +342,7 @@ class _Beside:
             while not self.stopped.wait(PAUSE_S):
                 training_ended = self.trained.is_set()  # before looking: nothing new comes after
                 self._look(trained=training_ended)
-                if training_ended and not self.pool.waiting:
+                if training_ended and not self.pool.waiting and not self.scorer.waiting:
                     return
         except BaseException as error:
             self.error = error
@@ -354,6 +359,7 @@ class _Beside:
         elif self.rounds_heard is not None:
             over = self.rounds_heard()
         self.follower.step(trained=trained, over=over)
+        self.scorer.step()
         self.progress.waiting = self.pool.waiting
         if self.watch is not None:
             self.watch(self.progress)
@@ -366,7 +372,9 @@ class _Beside:
                 self._answered(record)
 
     def _answered(self, record: Record) -> None:
-        scored = score_one(self.directory, record, **_scoring(self.plan))
+        self.scorer.score(record, beside_training=not self.trained.is_set())
+
+    def _scored(self, scored: Record) -> None:
         self.directory.append_score(scored)
         self.progress.scores.append(scored)
         for writer in self.writers:

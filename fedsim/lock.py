@@ -11,7 +11,9 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fedsim.errors import ConfigError
 
 NAME = ".lock"
 _LONGEST = 4096
+_NOTE_WITHIN_S = 1.0
 
 
 @contextlib.contextmanager
@@ -36,14 +39,14 @@ def locked(root: Path, doing: str) -> Iterator[str | None]:
     path = root / NAME
     descriptor = _taken(path)
     try:
-        left_by = _owner(descriptor)
+        left_by = _note(descriptor)
         os.ftruncate(descriptor, 0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "doing": doing}
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a note
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
         try:
-            yield left_by
+            yield None if left_by is None else str(left_by)
         finally:
             path.unlink(missing_ok=True)
     finally:
@@ -62,7 +65,7 @@ def _taken(path: Path) -> int:
                 return descriptor
             os.close(descriptor)  # who held it took the file away meanwhile
         except BlockingIOError:
-            who = _owner(descriptor) or "another process"
+            who = _living_owner(descriptor) or "another process"
             os.close(descriptor)
             raise ConfigError(
                 f"run '{path.parent}' is in use by {who}; wait until it has ended, or end it"
@@ -79,13 +82,56 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _owner(descriptor: int) -> str | None:
-    """Return who wrote the note; None if there is none that can be read."""
+def _living_owner(descriptor: int) -> str | None:
+    """Return who holds the lock, once it has said so; None if it does not.
+
+    Between taking the lock and writing its note, the owner leaves that of one that was killed.
+    """
+    deadline = time.monotonic() + _NOTE_WITHIN_S
+    while True:
+        note = _note(descriptor)
+        if note is not None and not note.is_dead():
+            return str(note)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """Who holds a lock, as it says itself."""
+
+    pid: int
+    host: str
+    since: str
+    doing: str
+
+    def is_dead(self) -> bool:
+        """Return whether it was a process of this machine that is gone."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            return False  # somebody else's
+        return False
+
+    def __str__(self) -> str:
+        said = f"process {self.pid} on {self.host}, {self.doing} since {self.since}"
+        return "".join(one if one.isprintable() else "?" for one in said)
+
+
+def _note(descriptor: int) -> _Note | None:
+    """Return the note in the file; None if there is none that can be read."""
     try:
         note = json.loads(os.pread(descriptor, _LONGEST, 0))
-        pid, host, doing = int(note["pid"]), str(note["host"])[:80], str(note["doing"])[:80]
-        since = str(note["since"])[:40]
+        return _Note(
+            pid=int(note["pid"]),
+            host=str(note["host"])[:80],
+            since=str(note["since"])[:40],
+            doing=str(note["doing"])[:80],
+        )
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None  # somebody else wrote it
-    said = f"process {pid} on {host}, {doing} since {since}"
-    return "".join(one if one.isprintable() else "?" for one in said)

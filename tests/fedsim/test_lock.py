@@ -1,15 +1,19 @@
 """One process at a time works on a run directory."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from fedsim import lock
 from fedsim.errors import ConfigError
 from fedsim.lock import NAME, locked
 
@@ -94,3 +98,53 @@ def test_a_lock_is_no_way_to_a_file_elsewhere(tmp_path: Path) -> None:
         pytest.fail("a link was followed")
 
     assert elsewhere.read_text() == "data"
+
+
+def killed_pid() -> int:
+    """Return the number of a process that is gone."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    return gone.pid
+
+
+def test_who_comes_before_the_owner_has_signed_waits_for_its_name(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    note = {"host": socket.gethostname(), "since": "now", "doing": "running"}
+    path.write_text(json.dumps({**note, "pid": killed_pid()}))
+
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        signs = threading.Timer(0.3, lambda: path.write_text(json.dumps({**note, "pid": 1})))
+        signs.start()
+        with pytest.raises(ConfigError, match="in use by process 1 on"), locked(tmp_path, "second"):
+            pytest.fail("two hold the lock")
+        signs.join()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_owner_that_never_signs_keeps_others_out_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(lock, "_NOTE_WITHIN_S", 0.05)
+    path = tmp_path / NAME
+    note = {"host": socket.gethostname(), "since": "now", "doing": "running", "pid": killed_pid()}
+    path.write_text(json.dumps(note) if killed else "")
+
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with (
+            pytest.raises(ConfigError, match="in use by another process; wait"),
+            locked(tmp_path, "second"),
+        ):
+            pytest.fail("two hold the lock")
+
+
+def test_a_note_from_another_machine_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    note = {"host": "elsewhere", "since": "now", "doing": "running", "pid": killed_pid()}
+    path.write_text(json.dumps(note))
+
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="on elsewhere, running"), locked(tmp_path, "second"):
+            pytest.fail("two hold the lock")

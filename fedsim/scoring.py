@@ -1,0 +1,192 @@
+"""The process that scores while clients train, so that scoring takes nothing from the training.
+
+A thread of the process that trains would compete with it for the interpreter. Started as
+`python -m fedsim.scoring RUN SETTINGS`, it takes one record of a reconstruction per line from
+standard input, as JSON, and answers with its score, one line each; end of input ends it. What
+attacks is another process: this one opens the truth.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from fedsim.catalog import search_path
+from fedsim.files import Record, read_tensors, replace_tensors
+from fedsim.records import RunDirectory
+from fedsim.stages.score import score_one
+
+AHEAD = 8
+"""Records that the process is handed at once: more could fill the pipe, and hold up the run."""
+
+OnScore = Callable[[Record], None]
+"""Told of each score."""
+
+
+class Scorer:
+    """Scores the reconstructions of a run in the order in which they came.
+
+    While clients train, that is done by a process, which is started by the first reconstruction
+    that comes meanwhile; later, here. If the process dies, what it did not answer is scored here:
+    an error then ends the run as it would have without the process.
+
+    Args:
+        run: The run directory.
+        settings: Whatever else `score_one` needs, by keyword.
+        on_score: Told of each score.
+    """
+
+    def __init__(self, run: RunDirectory, settings: Mapping[str, Any], on_score: OnScore) -> None:
+        self.run = run
+        self.settings = settings
+        self.on_score = on_score
+        self.process: _Process | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Reconstructions that are not scored yet."""
+        return 0 if self.process is None else len(self.process.unanswered)
+
+    def score(self, record: Record, *, beside_training: bool) -> None:
+        """Score a reconstruction, now or later."""
+        if self.process is None and beside_training:
+            self.process = _Process(self.run, self.settings)
+        if self.process is None:
+            self._score_here(record)
+        else:
+            self.process.unanswered.append(record)
+
+    def step(self) -> None:
+        """Pass on the scores that are there, and keep the process busy."""
+        if self.process is None:
+            return
+        over = self.process.over.is_set()  # before its answers: none comes after
+        for answer in self.process.poll():
+            self.on_score(answer)
+        if over:
+            lost, self.process = self.process, None
+            how = lost.last_words()
+            lost.close()
+            self.run.append_event(
+                "scoring-process-lost", f"{how}; the run itself scores what it had left"
+            )
+            for record in lost.unanswered:
+                self._score_here(record)
+
+    def close(self) -> None:
+        """End the process; what it has not answered is not scored."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+    def _score_here(self, record: Record) -> None:
+        self.on_score(score_one(self.run, record, **self.settings))
+
+
+class _Process:
+    """The process, and the records that it has not answered, oldest first."""
+
+    def __init__(self, run: RunDirectory, settings: Mapping[str, Any]) -> None:
+        self.unanswered: deque[Record] = deque()
+        self.asked = 0  # how many of those it was handed
+        self.answers: deque[Record] = deque()
+        self.over = threading.Event()
+        self.folder = tempfile.TemporaryDirectory(prefix="fedsim-scoring-")
+        path = Path(self.folder.name) / "settings.safetensors"
+        plain = {name: value for name, value in settings.items() if name != "public_sample"}
+        replace_tensors(
+            path, {"public_sample": settings["public_sample"]}, {"settings": json.dumps(plain)}
+        )
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self.process = subprocess.Popen(
+            # -P: where we are, which may be a run of somebody else, is no place for code
+            [sys.executable, "-P", "-m", __name__, str(run.root.resolve()), str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()},
+            start_new_session=True,  # Ctrl-C is for the parent; it ends this one itself
+        )
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout or ():
+            if not line.endswith("\n"):
+                break  # it died while it wrote
+            self.answers.append(json.loads(line))
+        self.over.set()
+
+    def poll(self) -> list[Record]:
+        """Return the answers that came since the last call, and hand over a few more records."""
+        came = [self.answers.popleft() for _ in range(len(self.answers))]
+        for _ in came:
+            self.unanswered.popleft()
+        self.asked -= len(came)
+        for record in islice(self.unanswered, self.asked, AHEAD):
+            with contextlib.suppress(OSError):  # it has just died: its end will be heard
+                print(json.dumps(record), file=self.process.stdin, flush=True)
+            self.asked += 1
+        return came
+
+    def last_words(self) -> str:
+        """Return how the process ended, and the last line of its error stream."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10.0)
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        return f"it ended with code {self.process.poll()}" + (f", {lines[-1]}" if lines else "")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.listener.join()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a record may wait in a broken pipe
+                    stream.close()
+        self.folder.cleanup()
+
+
+def serve(root: Path, settings: Path, records: TextIO, answers: TextIO) -> None:
+    """Score whatever `records` holds, one JSON line each, and answer on `answers`."""
+    torch.set_num_threads(1)
+    tensors, metadata = read_tensors(settings)
+    more: dict[str, Any] = json.loads(metadata["settings"]) | tensors
+    run = RunDirectory.open(root)
+    for line in records:
+        answer = score_one(run, json.loads(line), **more)
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)  # nobody waits for the result any more
+
+
+def main() -> None:
+    """Run as a process of its own."""
+    # whatever a metric prints, compiled code included, must not mix with the answers
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
