@@ -6,19 +6,23 @@
 Clients train in a thread that keeps to the first core; whatever else there is (attack worker,
 scoring, the thread that follows the run) keeps to the others. Runs in which the adversary listens
 in every round take turns with runs in which it hears the last round alone: what is heard is
-attacked and scored later, so rounds of one run can't be compared. Where the cost goes is told by
-profiles, of one run of each kind, of the thread that trains and of the one that follows the run.
+attacked and scored later, so rounds of one run can't be compared. A third kind of run hears as
+little, and a stranger, who trains the same model, keeps the other cores busy: what that costs is
+the machine's, whose cores share caches and memory. Where the rest goes is told by profiles, of one
+run of each of the first two kinds, of the thread that trains and of the one that follows the run.
 """
 
 import argparse
+import contextlib
 import cProfile
 import json
 import os
 import pstats
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,8 +44,10 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"model": "cnn", "heard": 1, "rounds": 4},
 )
 """Models, and of how many of the 50 clients the adversary keeps updates in a round."""
-PAIRS = 3
+TURNS = 3
 """Runs of each kind."""
+RATIOS = {"ratio": ("heard", "deaf"), "stranger": ("beside", "deaf")}
+"""What is compared."""
 SHOWN = 14
 """Functions that a profile shows."""
 
@@ -98,21 +104,43 @@ def clocked(row: Mapping[str, Any], heard_in: list[int]) -> list[dict[str, float
         return [json.loads(line) for line in lines]
 
 
+@contextlib.contextmanager
+def stranger(model: str) -> Iterator[None]:
+    """Keep all cores but the first busy with training meanwhile."""
+    others = sorted(os.sched_getaffinity(0))[1:]
+    work = f"while True: bare_round({model!r})"
+    code = f"import torch\ntorch.set_num_threads(1)\nfrom benchmarks.engine_work import *\n{work}"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in others]
+    try:
+        for one, core in zip(busy, others, strict=True):
+            os.sched_setaffinity(one.pid, [core])
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+
+
 def measure(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what rounds cost with an ear and without one, and how they differ."""
+    """Return what rounds cost with an ear, without one, and beside a stranger; in turns."""
     every = list(range(1, row["rounds"] + 3))
-    pairs = [(clocked(row, every)[1:-1], clocked(row, every[-1:])[1:-1]) for _ in range(PAIRS)]
-    found: dict[str, Any] = dict(row) | {"pairs": len(pairs)}
-    for kind in ("wall_s", "cpu_s"):
-        sums = [[sum(one[kind] for one in rows) / len(rows) for rows in pair] for pair in pairs]
-        ratios = [heard / deaf for heard, deaf in sums]
-        found[kind] = {
-            "heard": statistics.median(heard for heard, _ in sums),
-            "deaf": statistics.median(deaf for _, deaf in sums),
-            "ratio": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-        }
+    turns = []
+    for _ in range(TURNS):
+        runs = {"heard": clocked(row, every), "deaf": clocked(row, every[-1:])}
+        with stranger(row["model"]):
+            runs["beside"] = clocked(row, every[-1:])
+        turns.append({kind: rows[1:-1] for kind, rows in runs.items()})
+    found: dict[str, Any] = dict(row) | {"turns": len(turns)}
+    for clock in ("wall_s", "cpu_s"):
+        means = [
+            {kind: statistics.fmean(one[clock] for one in rows) for kind, rows in turn.items()}
+            for turn in turns
+        ]
+        found[clock] = {kind: statistics.median(turn[kind] for turn in means) for kind in means[0]}
+        for name, (kind, other) in RATIOS.items():
+            ratios = [turn[kind] / turn[other] for turn in means]
+            found[clock][name] = statistics.median(ratios)
+            found[clock][f"{name}_low"], found[clock][f"{name}_high"] = min(ratios), max(ratios)
     return found
 
 
@@ -123,10 +151,11 @@ def profiled(row: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     taken: dict[str, dict[str, dict[str, float]]] = {"training": {}, "following the run": {}}
     for kind, heard_in in (("heard", every), ("deaf", every[-1:])):
         trains, follows = cProfile.Profile(), cProfile.Profile()
-        with mock.patch.object(driver._Beside, "_work", _profiled(follows, driver._Beside._work)):
-            trains.enable()
+        with (
+            mock.patch.object(Pinned, "train", _profiled(trains, Pinned.train)),
+            mock.patch.object(driver._Beside, "_look", _profiled(follows, driver._Beside._look)),
+        ):
             clocked({**row, "rounds": rounds}, heard_in)
-            trains.disable()
         for thread, profile in zip(taken, (trains, follows), strict=True):
             stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
             for (file, _, name), (_, _, _, total, _) in stats.items():
@@ -137,10 +166,10 @@ def profiled(row: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _profiled(profile: cProfile.Profile, work: Callable[..., None]) -> Callable[..., None]:
-    def profiled(*arguments: object) -> None:
+    def profiled(*arguments: object, **more: object) -> None:
         profile.enable()
         try:
-            work(*arguments)
+            work(*arguments, **more)
         finally:
             profile.disable()
 

@@ -140,10 +140,10 @@ def heard(model: str, clients: int) -> Callable[[Results], Found]:
         wall = row["wall_s"]
         return Found(
             value=wall["ratio"],
-            low=wall["low"],
-            high=wall["high"],
+            low=wall["ratio_low"],
+            high=wall["ratio_high"],
             unit="x",
-            about=f"{row['pairs']} pairs of runs",
+            about=f"{row['turns']} runs of each kind; {wall['stranger']:.2f}x beside a stranger",
         )
 
     return look
@@ -560,15 +560,18 @@ def eavesdropping_tables(found: Mapping[str, Any]) -> str:
     """Return what eavesdropping costs the training, and where."""
     lines = [
         "| model | updates kept, of 50 | wall, ms per round | without an ear | ratio, median of "
-        "pairs (lowest to highest) | CPU of the training process, ratio |",
-        "|---|---|---|---|---|---|",
+        "turns (lowest to highest) | CPU of the training process, ratio | without an ear beside a "
+        "stranger, ratio |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         wall, cpu = row["wall_s"], row["cpu_s"]
         lines.append(
             f"| {row['model']} | {row['heard']} | {1e3 * wall['heard']:.0f} "
-            f"| {1e3 * wall['deaf']:.0f} | {wall['ratio']:.2f} ({wall['low']:.2f} to "
-            f"{wall['high']:.2f}) of {row['pairs']} | {cpu['ratio']:.2f} |"
+            f"| {1e3 * wall['deaf']:.0f} | {wall['ratio']:.2f} ({wall['ratio_low']:.2f} to "
+            f"{wall['ratio_high']:.2f}) of {row['turns']} | {cpu['ratio']:.2f} "
+            f"| {wall['stranger']:.2f} ({wall['stranger_low']:.2f} to "
+            f"{wall['stranger_high']:.2f}) |"
         )
     if "profile" in found:
         lines += [

@@ -26,6 +26,7 @@ from benchmarks.dlg_cifar100 import environment
 from benchmarks.engine_work import MODELS, data_of, model_of
 from clients.participant import Way
 from clients.together import WAYS, Batches, fastest, one_by_one
+from fedsim.freed_memory import keep_freed_memory
 
 LOOP = "loop"
 OPERATIONS = 8
@@ -58,6 +59,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def measured(name: str, size: int, repeats: int) -> dict[str, Any]:
     """Return what each way takes, and what the probe chose."""
+    keep_freed_memory()  # as clients do
     model, batches = model_of(name), drawn(size)
     ways = ways_of(model, batches)
     names = {way: title for title, way in ways.items()}

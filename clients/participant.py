@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attacks.observation import Loss, Tensors
 from fedsim.config import Experiment
 from fedsim.defenses import with_penalties
+from fedsim.freed_memory import keep_freed_memory
 from fedsim.held_arrays import content_of
 from fedsim.seeds import stream
 from fedsim.setup import shares_of, task_of
@@ -51,6 +52,7 @@ class Workplace:
     """
 
     def __init__(self, text: str) -> None:
+        keep_freed_memory()
         self.experiment = read_experiment_config({"experiment": text})
         self.task = task_of(self.experiment)
         model = self.task.build_model(stream(self.experiment.seed, "model"))

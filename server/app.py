@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import Experiment
 from fedsim.errors import FedsimError
+from fedsim.freed_memory import give_back_freed_memory, keep_freed_memory
 from fedsim.lock import locked
 from fedsim.proxy import LINKS_TAPPED
 from fedsim.records import RunDirectory
@@ -36,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
 def _train(grid: Grid, context: Context, experiment: Experiment, run: RunDirectory) -> None:
     if not run.config.is_file():
         write_plan(check(experiment), run)
+    keep_freed_memory()
     try:
         if experiment.decentralised:
             peers.train(experiment, run, grid)
@@ -49,3 +51,5 @@ def _train(grid: Grid, context: Context, experiment: Experiment, run: RunDirecto
             )
             run.append_event("server-failed", said)
         raise
+    finally:
+        give_back_freed_memory()
