@@ -205,7 +205,9 @@ def _complete(
     if evidence.at_most is None:
         few = system.open_directions(_FEW // found.shape[2], gradients)
         if few is not None:
-            return _densely(maps, few, found, outputs, weight, damping)
+            completed = _densely(maps, few, found, outputs, weight, damping)
+            if completed is not None:
+                return completed
     said = system.said(gradients) if system.is_soft else []
     for held in range(_PASSES + 1):
         misfit = outputs - maps.forward(found.flatten(0, 1)).view_as(outputs)
@@ -227,8 +229,10 @@ def _densely(
     outputs: Tensor,
     weight: Tensor,
     damping: Tensor,
-) -> Tensor:
+) -> Tensor | None:
     """Do what `_least_squares` does by the normal equations of few unknowns.
+
+    None where they are too near to singular for float32.
 
     Args:
         maps: The convolution, of one group.
@@ -249,7 +253,9 @@ def _densely(
     trust = directions.weight.square().repeat_interleave(channels, dim=1)
     said = directions.said.transpose(2, 3).flatten(2)  # (V, R, k I)
     system.diagonal(dim1=1, dim2=2).add_((damping[:, None] + trust).float() + idle)
-    factor = torch.linalg.cholesky(system)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed.any()):
+        return None
     total = found.new_zeros(victims, found.shape[1], number * channels)
     for _ in range(1 + _REFINEMENTS):
         misfit = outputs - maps.forward(found.flatten(0, 1)).view_as(outputs)

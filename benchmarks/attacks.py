@@ -1,6 +1,7 @@
 """What attacks cost: victims per second, closures beside the published one, and the machine's use.
 
     profile       where the time of the closed form goes, by functions
+    alone-profile the same of one victim by itself
     lenet-profile, convnet16-profile, resnet-profile
                   where the time of a closure goes, by operations of torch
     closed-form   victims of one round in the setting of DLG, by how many are solved in one call
@@ -62,7 +63,7 @@ from fedsim.models.normalize import Normalize
 from fedsim.seeds import stream
 
 PROFILES = ("lenet-profile", "convnet16-profile", "resnet-profile")
-TABLES = ("profile", *PROFILES, "closed-form", "lenet", "convnet16", "resnet")
+TABLES = ("profile", "alone-profile", *PROFILES, "closed-form", "lenet", "convnet16", "resnet")
 CPU = torch.device("cpu")
 MODES = ("eager", "compile", "graph")
 """How a closure runs: as written, through `torch.compile`, or recorded once as a CUDA graph."""
@@ -412,6 +413,8 @@ def table_of(name: str, clock: Clock, arguments: argparse.Namespace) -> dict[str
     batches, root = arguments.batches, str(arguments.data)
     if name == "profile":
         return {"rows": profile_table(root, victims=min(32, max(batches)))}
+    if name == "alone-profile":
+        return {"rows": profile_table(root, victims=1)}
     if name in PROFILES:
         return {"rows": closure_profile(name, root)}
     if name == "closed-form":

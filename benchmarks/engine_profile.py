@@ -212,7 +212,7 @@ def main() -> None:
     """Profile, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=["local", "ray"])
-    parser.add_argument("--models", nargs="+", default=["mlp", "lenet"], choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=["mlp", "lenet", "cnn"], choices=MODELS)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--output", type=Path, help="write everything as JSON, after each row")
     given = parser.parse_args()

@@ -39,6 +39,8 @@ from fedsim.records import RunDirectory
 from fedsim.stages.prepare import check, write_plan
 from fedsim.wire import to_record, to_tensors
 
+ROUNDS = {"lenet": 16, "mlp": 40, "cnn": 6}
+"""Of training to count: as many as a minute takes."""
 EFFICIENCY = 0.85
 """Least parallel efficiency that we want of two workers."""
 
@@ -54,7 +56,7 @@ def copy(message: Message, context: Context) -> Message:  # noqa: ARG001
 
 
 def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, float]]:
-    """Return what each round cost, the first left out; Ray must be up.
+    """Return what each round cost, the first two left out; Ray must be up.
 
     Args:
         model: One of `benchmarks.engine_work.MODELS`.
@@ -63,7 +65,7 @@ def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, fl
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         clock = Path(folder) / "clock.jsonl"
-        one = experiment("ray", model, rounds=rounds + 2, clock=clock, workers=workers)
+        one = experiment("ray", model, rounds=rounds + 3, clock=clock, workers=workers)
         run = RunDirectory.create(Path(folder), one.name)
         write_plan(check(one), run)
         engine = Ray(one, run)
@@ -71,7 +73,7 @@ def rounds_on_ray(model: str, *, rounds: int, workers: int) -> list[dict[str, fl
             engine.train()
         finally:
             engine.close()
-        return [json.loads(line) for line in clock.read_text().splitlines()][1:]
+        return [json.loads(line) for line in clock.read_text().splitlines()][2:]
 
 
 def summed_up(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -153,13 +155,17 @@ def empty_rounds(
 
 
 def measure(
-    models: Sequence[str], *, rounds: int, repeats: int, keep: Callable[[dict[str, Any]], object]
+    models: Sequence[str],
+    *,
+    rounds: int | None,
+    repeats: int,
+    keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
     """Return all tables.
 
     Args:
         models: To train.
-        rounds: Of training to count, per model and number of workers.
+        rounds: Of training to count, per model and number of workers; None for the usual number.
         repeats: Rounds without work to count, per kind.
         keep: Given what was found so far, after each row.
     """
@@ -173,7 +179,8 @@ def measure(
     for model in models:
         runs = {}
         for workers in (2, 1):
-            runs[workers] = summed_up(rounds_on_ray(model, rounds=rounds, workers=workers))
+            counted = rounds or ROUNDS[model]
+            runs[workers] = summed_up(rounds_on_ray(model, rounds=counted, workers=workers))
             row = {"model": model, "workers": workers, **runs[workers]}
             if workers == 1:
                 row["efficiency"] = efficiency(runs[1], runs[2])
@@ -218,8 +225,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--rounds", type=int, help="counted; the default depends on the model")
+    parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     if arguments.markdown:
         print(markdown(json.loads(arguments.markdown.read_text())))

@@ -609,6 +609,7 @@ def fill(page: str, results: Results) -> str:
         ),
         "closures": closures_table(results),
         "profile": profile_table(results, "profile"),
+        "alone-profile": profile_table(results, "alone-profile"),
         "lenet-profile": profile_table(results, "lenet-profile"),
         "matching-profile": matching_profiles(results),
     }

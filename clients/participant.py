@@ -72,7 +72,7 @@ class Workplace:
         self.ready: dict[tuple[int, int], tuple[dict[str, Tensor], float]] = {}
         self._examples: dict[int, tuple[Tensor, Tensor]] = {}
         self._kept = 0
-        self._read: tuple[list[_Content], Tensors] = ([], {})
+        self._read: tuple[list[_Content], Tensors] | None = None
 
     def examples(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and labels of a client, on the device, not to be changed."""
@@ -100,13 +100,13 @@ class Workplace:
         """
         # all clients of a round are sent the same: it is taken apart and checked once
         contents = [_Content.of(name, array) for name, array in record.items()]
-        known, tensors = self._read
-        if len(contents) != len(known) or not all(
-            new.same(old) for new, old in zip(contents, known, strict=True)
+        if (
+            self._read is None
+            or len(contents) != len(self._read[0])
+            or not all(new.same(old) for new, old in zip(contents, self._read[0], strict=True))
         ):
-            tensors = read_weights(record, self.model)
-            self._read = (contents, tensors)
-        put_into(self._own or state_of(self.model), tensors)
+            self._read = contents, read_weights(record, self.model)
+        put_into(self._own or state_of(self.model), self._read[1])
 
 
 @dataclass(frozen=True)

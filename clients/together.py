@@ -5,8 +5,9 @@ leave a processor idle between small operations; with the clients as one more ax
 operations as for one client. The sums run in another order, so that gradients differ in the last
 bits from those computed one by one: experiments ask for it by `engine.vectorise = "auto"`.
 
-Which way is fastest, if any pays, depends on model, batch and machine, so that a probe decides, in
-each process.
+Which way is fastest, if any pays, depends on model, batch and machine, so that a probe decides, and
+the run keeps what it decided: a run that is gone on with has the same bits. Two runs of one seed
+may differ in the last bits.
 """
 
 import functools
@@ -24,7 +25,17 @@ from clients import layerwise
 from clients.local_training import batches, gradient_of_batch
 from clients.participant import Way, Workplace, workplace
 from fedsim.defenses import TrainingDefense, build_chain
-from fedsim.wire import EXPERIMENT, PARTITION, ROUND, BadReply, arrays_in, config_in, shared_buffers
+from fedsim.records import RunDirectory
+from fedsim.wire import (
+    EXPERIMENT,
+    PARTITION,
+    ROUND,
+    BadReply,
+    arrays_in,
+    config_in,
+    read_run_directory,
+    shared_buffers,
+)
 
 CHUNK = 16
 """Clients of one pass where more make tensors that leave the processor's cache."""
@@ -34,6 +45,11 @@ GAIN = 0.95
 """Share of the loop's time that another way may take, at most, to be chosen."""
 ROUNDING = 1e-3
 """Distance from the loop's gradient, over its length, up to which another is the same gradient."""
+
+LOOP = "loop"
+"""Every client by itself."""
+DECIDED = "gradients-at-once"
+"""Kind of the event that tells which way a run takes."""
 
 Answer = tuple[dict[str, Tensor], float]
 """Gradient by name of parameter, and mean loss."""
@@ -73,29 +89,53 @@ def prepare(messages: Sequence[Message], contexts: Sequence[Context]) -> None:
         for message, context in zip(messages, contexts, strict=True)
         if message.metadata.message_type == MessageType.TRAIN
     ]
-    if len(asked) < 2 or len({id(arrays_in(message.content)) for message, _ in asked}) > 1:
+    if not asked:
         return
     place = workplace(str(asked[0][1].run_config[EXPERIMENT]))
     place.ready.clear()
-    if not _takes(place):
+    one_model = len({id(arrays_in(message.content)) for message, _ in asked}) == 1
+    if len(asked) < 2 or not one_model or not _takes(place):
         return
     try:
-        place.load(arrays_in(asked[0][0].content))
+        place.ready.update(_answers(place, asked))
     except BadReply:  # each client will say so
         return
+    except Exception:  # the model or the data may be the user's: each client says what is wrong
+        place.ready.clear()
+        place.at_once, place.probed = None, True
+
+
+def _answers(
+    place: Workplace, asked: Sequence[tuple[Message, Context]]
+) -> dict[tuple[int, int], Answer]:
+    """Return gradients and losses by round and client; nothing where the loop is to find them."""
+    place.load(arrays_in(asked[0][0].content))
     place.model.train()
-    server_round = int(str(config_in(asked[0][0].content)[ROUND]))
+    config = config_in(asked[0][0].content)
+    server_round = int(str(config[ROUND]))
     numbers = [int(str(context.node_config[PARTITION])) for _, context in asked]
     drawn = [_batch(place, number, server_round) for number in numbers]
-    if len({inputs.shape for inputs, _ in drawn}) > 1:  # somebody has less than one batch
-        return
     if not place.probed:
-        place.at_once = fastest(place.model, place.loss, drawn)
+        run = read_run_directory(asked[0][1].run_config, config)
+        place.at_once = _decided(run, place, drawn)
         place.probed = True
-    if place.at_once is not None:
-        answers = place.at_once(place.model, place.loss, drawn)
-        keys = [(server_round, number) for number in numbers]
-        place.ready.update(zip(keys, answers, strict=True))
+    if place.at_once is None:
+        return {}
+    answers = place.at_once(place.model, place.loss, drawn)
+    return {(server_round, number): one for number, one in zip(numbers, answers, strict=True)}
+
+
+def _decided(run: RunDirectory | None, place: Workplace, drawn: Batches) -> Way | None:
+    """Return the way that this run has taken before, or else the fastest, which is an event."""
+    if run is not None:
+        for event in reversed(run.events()):
+            if event["kind"] == DECIDED and event.get("way") in (LOOP, *WAYS):
+                return WAYS.get(str(event["way"]))
+    way = fastest(place.model, place.loss, drawn)
+    name = next((name for name, one in WAYS.items() if one is way), LOOP)
+    if run is not None:
+        run.append_event(DECIDED, f"gradients of a round are computed by: {name}", way=name)
+    return way
 
 
 def _takes(place: Workplace) -> bool:
@@ -127,7 +167,7 @@ def _batch(place: Workplace, number: int, server_round: int) -> tuple[Tensor, Te
     return inputs[batch], labels[batch]
 
 
-def at_once(model: nn.Module, loss: Loss, drawn: Batches) -> list[Answer]:
+def by_vmap(model: nn.Module, loss: Loss, drawn: Batches) -> list[Answer]:
     """Return the gradient and the loss of each batch: passes with the clients as one more axis."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -163,7 +203,7 @@ def one_by_one(model: nn.Module, loss: Loss, drawn: Batches) -> list[Answer]:
 
 
 WAYS: dict[str, Way] = {
-    "vmap": at_once,
+    "vmap": by_vmap,
     "layers": layer_by_layer,
     "layers of few clients": functools.partial(layer_by_layer, chunk=CHUNK),
 }
@@ -189,13 +229,13 @@ def fastest(model: nn.Module, loss: Loss, drawn: Batches) -> Way | None:
     """
     some = drawn[:LARGE_CHUNK]
     ways = _sound(model, loss, some)
-    tries: dict[str, list[float]] = {name: [] for name in ("loop", *ways)}
+    tries: dict[str, list[float]] = {name: [] for name in (LOOP, *ways)}
     for _ in range(3):
-        for name, way in {"loop": one_by_one, **ways}.items():
+        for name, way in {LOOP: one_by_one, **ways}.items():
             tries[name].append(_timed(way, model, loss, some))
     least = {name: min(times) for name, times in tries.items()}
     best = min(least, key=least.__getitem__)
-    return ways[best] if least[best] <= GAIN * least["loop"] else None
+    return ways[best] if least[best] <= GAIN * least[LOOP] else None
 
 
 def _sound(model: nn.Module, loss: Loss, drawn: Batches) -> dict[str, Way]:
@@ -208,7 +248,7 @@ def _agrees(
     way: Way, model: nn.Module, loss: Loss, drawn: Batches, expected: Sequence[Answer]
 ) -> bool:
     """Whether a way knows this model, and comes to the gradients expected but for rounding."""
-    if way is not at_once and not layerwise.covers(model):
+    if way is not by_vmap and not layerwise.covers(model):
         return False
     try:
         found = way(model, loss, drawn)

@@ -176,7 +176,8 @@ class EngineConfig(Section):
     """Share of a GPU that each client worker holds (ray, flwr)."""
     vectorise: Literal["never", "auto"] = "never"
     """auto: gradients of a round of FedSGD are computed for all clients in one pass where a probe
-    finds that faster; they differ from those of other engines in the last bits (in-process)."""
+    finds that faster; they differ from those of other engines, and where the probe decides
+    otherwise from those of another run, in the last bits (in-process)."""
     device: str = "cpu"
     """Where clients train: cpu, cuda, cuda:1, ..."""
     attack_workers: Annotated[int, Field(ge=1)] = 1

@@ -59,7 +59,7 @@ class Progress:
         plan: What it does.
         rounds: Records of the rounds so far.
         scores: Scores so far.
-        waiting: Attacks queued or running.
+        waiting: Attacks queued, running, or not scored yet.
         stage: What is being done, for people.
     """
 
@@ -211,7 +211,7 @@ def final_weights(directory: RunDirectory) -> dict[str, Tensor]:
 def _go(
     plan: Plan, directory: RunDirectory, watch: Watch | None, *, training: bool = True
 ) -> RunResult:
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.time()
     experiment = plan.experiment
     writers = open_writers(experiment.output.writers, directory)
     status, trained_s = "failed", 0.0
@@ -243,6 +243,8 @@ def _go(
         raise
     finally:
         # whatever happened, what was recorded is summed up and shown
+        with contextlib.suppress(OSError):
+            directory.forget_partial(before=begun)  # of who was killed before, however lately
         total = time.perf_counter() - start
         if not training and directory.summary.is_file():
             trained_s = read_json(directory.summary)["seconds"]["training"]
@@ -360,7 +362,7 @@ class _Beside:
             over = self.rounds_heard()
         self.follower.step(trained=trained, over=over)
         self.scorer.step()
-        self.progress.waiting = self.pool.waiting
+        self.progress.waiting = self.pool.waiting + self.scorer.waiting
         if self.watch is not None:
             self.watch(self.progress)
 

@@ -18,7 +18,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Keep what is freed from now on; return whether this C library can."""
+    """Keep what is freed from now on; return whether this C library can.
+
+    That is a setting of the whole process, and stays.
+    """
     libc = _glibc()
     return libc is not None and bool(
         libc.mallopt(_TRIM_THRESHOLD, _KEPT) and libc.mallopt(_MMAP_THRESHOLD, _LARGE)
@@ -26,7 +29,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give back what is kept so far."""
+    """Give back what is kept so far; what is freed later is kept again."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

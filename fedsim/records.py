@@ -250,9 +250,13 @@ class RunDirectory:
             path = self.root / f"{name}.jsonl"
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 self.rewrite_log(name, self._log(name))
+        self.forget_partial(before=time.time() - OLD_PART_S)
+
+    def forget_partial(self, *, before: float) -> None:
+        """Remove partial files to which nobody has written since `before`, seconds of the epoch."""
         for part in self.root.rglob(".*.part"):
             with contextlib.suppress(FileNotFoundError):  # it has just become whole
-                if time.time() - part.lstat().st_mtime > OLD_PART_S:
+                if part.lstat().st_mtime < before:
                     part.unlink()
 
     def forget_reconstructions(self) -> None:

@@ -37,9 +37,9 @@ OnScore = Callable[[Record], None]
 class Scorer:
     """Scores the reconstructions of a run in the order in which they came.
 
-    While clients train, that is done by a process, which is started by the first reconstruction
-    that comes meanwhile; later, here. If the process dies, what it did not answer is scored here:
-    an error then ends the run as it would have without the process.
+    The first that comes while clients train starts a process, which scores it and all that follow;
+    where none came, they are scored here. If the process dies, what it did not answer is scored
+    here: an error then ends the run as it would have without the process.
 
     Args:
         run: The run directory.
@@ -123,11 +123,13 @@ class _Process:
         self.listener.start()
 
     def _listen(self) -> None:
-        for line in self.process.stdout or ():
-            if not line.endswith("\n"):
-                break  # it died while it wrote
-            self.answers.append(json.loads(line))
-        self.over.set()
+        try:
+            for line in self.process.stdout or ():
+                if not line.endswith("\n"):
+                    break  # it died while it wrote
+                self.answers.append(json.loads(line))
+        finally:
+            self.over.set()
 
     def poll(self) -> list[Record]:
         """Return the answers that came since the last call, and hand over a few more records."""

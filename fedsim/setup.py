@@ -42,7 +42,6 @@ class Shares(Sequence[Tensor]):
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self._indices = torch.from_numpy(parts.indices)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -54,9 +53,7 @@ class Shares(Sequence[Tensor]):
     def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        start = int(self.parts.ends[place - 1]) if place else 0
-        return self._indices[start : int(self.parts.ends[place])]
+        return torch.from_numpy(self.parts[place])
 
 
 def shares_of(experiment: Experiment, task: Task) -> Shares:

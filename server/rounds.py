@@ -127,7 +127,8 @@ def settled(rounds: Sequence[Record], patience: int, uninformed: float) -> bool:
 def find_clients(grid: Grid, experiment: Experiment) -> dict[int, int]:
     """Ask every node which client it plays; return node ids by client number, in order.
 
-    A grid that knows is not asked: it has an attribute `node_of_client`.
+    A grid that knows is not asked: it has an attribute `node_of_client`. There, a client that fails
+    misses its rounds.
 
     Raises:
         RunFailed: Not every client is there before the reply timeout.

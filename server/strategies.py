@@ -1,7 +1,7 @@
 """FedAvg and FedSGD in Flower's message API, and how strategies are built by name."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,9 +72,12 @@ def mean_of_metrics(contents: list[RecordDict], weighted_by: str) -> MetricRecor
     """Return the mean of every metric but the one that says how much each content counts.
 
     Raises:
-        KeyError: A content lacks a metric.
+        KeyError: A content does not say how much it counts.
+        ValueError: Contents have different metrics.
     """
     records = [_only(content, MetricRecord) for content in contents]
+    if len({frozenset(record) for record in records}) > 1:
+        raise ValueError("clients reported different metrics, of which there is no mean")
     shares = _shares(contents, weighted_by)
     total: dict[str, float] = {}
     for record, share in zip(records, shares, strict=True):
@@ -86,8 +89,13 @@ def mean_of_metrics(contents: list[RecordDict], weighted_by: str) -> MetricRecor
 
 
 def _shares(contents: list[RecordDict], weighted_by: str) -> list[float]:
-    counts = [_number(_only(content, MetricRecord)[weighted_by]) for content in contents]
-    return [count / sum(counts) for count in counts]
+    return shares([_number(_only(content, MetricRecord)[weighted_by]) for content in contents])
+
+
+def shares(counts: Sequence[float]) -> list[float]:
+    """Return each count over the sum of all."""
+    total = sum(counts)
+    return [count / total for count in counts]
 
 
 RecordKind = TypeVar("RecordKind", ArrayRecord, MetricRecord)
@@ -144,9 +152,9 @@ class FedSGD(flower.FedAvg):
         if not contents:
             return None, None
         counts = [_number(content.metric_records[METRICS][NUM_EXAMPLES]) for content in contents]
-        shares = [count / sum(counts) for count in counts]
+        weights = shares(counts)
         state = to_tensors(self.current_arrays)
-        gradient = weighted_sum(_parts(contents, ARRAYS), shares)
+        gradient = weighted_sum(_parts(contents, ARRAYS), weights)
         velocity = to_tensors(self.velocity)
         for name, mean in gradient.items():
             step = mean + self.server_momentum * velocity[name] if name in velocity else mean
@@ -155,9 +163,9 @@ class FedSGD(flower.FedAvg):
         if self.server_momentum:
             self.velocity = to_record(velocity)
         if BUFFERS in contents[0].array_records:
-            means = weighted_sum(_parts(contents, BUFFERS), shares)
+            means = weighted_sum(_parts(contents, BUFFERS), weights)
             state |= {name: mean.to(state[name].dtype) for name, mean in means.items()}
-        return to_record(state), _mean_loss(contents, shares)
+        return to_record(state), _mean_loss(contents, weights)
 
 
 def _parts(contents: list[RecordDict], name: str) -> list[dict[str, Tensor]]:

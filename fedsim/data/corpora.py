@@ -344,7 +344,7 @@ def _read(file: Path) -> str:
 def _rows(file: Path, columns: Sequence[str], *, header: bool) -> Iterator[list[str]]:
     if not file.is_file():
         raise DataMissing(f"data 'tsv' found no file '{file}'; set data.root and data.options.file")
-    # only a line feed ends a line, whatever else Unicode has for it; quotes mean nothing
+    # a line ends as in any text file, whatever else Unicode has for it; quotes mean nothing
     lines = [line.split("\t") for line in _read(file).split("\n")]
     names = lines[0] if header else []
     places = [_place(file, column, names) for column in columns]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.components import build, check_options
+from fedsim.components import build
 from fedsim.data import PARTITIONERS
 from fedsim.errors import ConfigError
 from fedsim.seeds import derive, numpy_stream
@@ -92,7 +92,6 @@ def partition(
     )
     order = numpy_stream(seed, "partition", "order").permutation(len(labels))
     if name == "iid":  # cut in equal parts, as flwr-datasets does, at a millisecond per client
-        check_options("partition.options", iid, options, taken=frozenset({"num_clients", "seed"}))
         each, more = divmod(len(labels), num_clients)
         sizes = np.full(num_clients, each, dtype=np.int64)
         sizes[:more] += 1

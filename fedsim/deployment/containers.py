@@ -323,6 +323,7 @@ def direct(
     run = RunDirectory(folder)
     if run.summary.is_file() and read_json(run.summary)["status"] == "done":
         LOG.info("this run was done before; `docker compose down -v` makes room for another")
+        tell_end(run, "done")
         return read_json(run.summary)
     if run.config.is_file():
         LOG.info("going on with the run in %s", folder)

@@ -119,7 +119,7 @@ class _Call:
 
     place: int
     mine: list[int]
-    tries: int = TRIES
+    tries: int
 
 
 class RayGrid(LocalGrid):
@@ -139,6 +139,9 @@ class RayGrid(LocalGrid):
         self.app = app
         self.experiment = experiment
         self.run_directory = run
+        # a hop between peers, or a stage of secure aggregation, must not be taken twice
+        stages = any(one.name == "secure-aggregation" for one in experiment.defenses)
+        self.tries = 1 if experiment.decentralised or stages else TRIES
         self.size = min(experiment.engine.workers, self.num_nodes)
         self.actors = [self._start(place) for place in range(self.size)]
         # the reply timeout of a round must not have to cover the start of processes
@@ -162,8 +165,9 @@ class RayGrid(LocalGrid):
         """Send each actor its messages in one call, and collect the replies.
 
         What a worker that dies was asked is asked of another in its place, which is an event; if
-        that one dies as well, its clients miss this round (an error reply each). A worker that
-        does not answer in time is replaced, and its clients' replies are missing.
+        that one dies as well, its clients miss this round (an error reply each). Peers, and clients
+        of secure aggregation, miss it at once: some may have taken the step that is asked for. A
+        worker that does not answer in time is replaced, and its clients' replies are missing.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         contents = {id(message.content): message.content for message in messages}
@@ -181,7 +185,7 @@ class RayGrid(LocalGrid):
                 if (message.metadata.dst_node_id - FIRST_NODE) % self.size == place
             ]
             if mine:
-                ask(_Call(place, mine))
+                ask(_Call(place, mine, self.tries))
         replies: dict[int, Message] = {}
         while asked:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

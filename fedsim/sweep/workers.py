@@ -107,6 +107,8 @@ class _Seat:
                 outcome = self._run(job)
                 self.busy = False
                 self.ended.put(outcome)
+                if self.process is not None and _resident(self.process) > MOST_MEMORY:
+                    self._let_go()
             self._let_go()
         except BaseException as error:
             self.ended.put(error)
@@ -131,16 +133,17 @@ class _Seat:
                     digest=job.digest, status="failed", reason=reason, refused={}, seconds=spent
                 )
             return failed(self.folder, job.digest, reason, spent)
-        if _resident(self.process) > MOST_MEMORY:
-            self._let_go()
         return outcome
 
     def _let_go(self) -> None:
-        """End the process; it hears that its line is closed."""
+        """End the process: it hears that its line is closed, and is killed if it stays."""
         if self.line is not None:
             self.line.close()
         if self.process is not None:
-            self.process.join()
+            self.process.join(PATIENCE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
 
 
 def _resident(process: BaseProcess) -> int:

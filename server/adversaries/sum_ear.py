@@ -19,7 +19,7 @@ from fedsim.config import AdversaryConfig
 from fedsim.records import EVERYBODY
 from fedsim.wire import BadReply, Update, to_tensors
 from server.guard import Exchange
-from server.strategies import weighted_sum
+from server.strategies import shares, weighted_sum
 
 
 class KeepSum(Protocol):
@@ -70,7 +70,7 @@ class SumEar:
         clients = sorted(sound)  # a sum of floating point numbers has an order
         counts = [sound[client].num_examples for client in clients]
         gradients = [self._gradient(sound[client], states[client]) for client in clients]
-        mean = weighted_sum(gradients, [count / sum(counts) for count in counts])
+        mean = weighted_sum(gradients, shares(counts))
         state = states[clients[0] if target is None else target]
         self._keep(server_round, mean, state, sum(counts), clients)
 

@@ -199,3 +199,23 @@ def test_the_same_generator_gives_the_same_input(rng: torch.Generator) -> None:
 
     assert torch.equal(one.inputs, other.inputs)
     assert torch.equal(one.error, other.error)
+
+
+def test_normal_equations_that_cannot_be_factored_are_left_to_conjugate_gradients(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = nn.Conv2d(2, 20, 3, stride=2, padding=1).double()
+    image = torch.rand(2, 10, 10, generator=rng, dtype=torch.float64)
+    evidence, _ = evidence_of(conv, image, rng)
+    factors, asked = torch.linalg.cholesky_ex, []
+
+    def fails(system: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(len(system))
+        factor, failed = factors(system)
+        return factor, torch.ones_like(failed)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fails)
+    found = invert_convolution(conv, evidence, centre=torch.full_like(image, 0.5), rngs=[rng])
+
+    assert asked
+    torch.testing.assert_close(found.inputs[0], image, rtol=0, atol=3e-3)

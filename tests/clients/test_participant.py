@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 
-from clients.participant import participant
+from clients.participant import Workplace, participant
 from fedsim.config import parse_experiment
 from fedsim.setup import shares_of, task_of
+from fedsim.wire import BadReply
 
 EXPERIMENT = parse_experiment(
     'name = "tiny"\n[partition]\nclients = 3\n[model]\nname = "mlp"\noptions = { hidden = [4] }'
@@ -29,6 +31,11 @@ def test_a_client_holds_its_own_share_and_nobody_elses() -> None:
 
 def test_the_clients_of_a_process_load_the_data_once() -> None:
     assert participant(TEXT, 0).task is participant(TEXT, 2).task
+
+
+def test_an_empty_model_is_refused_by_a_client_that_has_received_none_before() -> None:
+    with pytest.raises(BadReply):
+        Workplace(TEXT).load(ArrayRecord())
 
 
 COUNTING = """

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from clients import together
 from clients.participant import Way, workplace
-from clients.together import WAYS, at_once, fastest, layer_by_layer, one_by_one
+from clients.together import WAYS, by_vmap, fastest, layer_by_layer, one_by_one
 from fedsim.config import Experiment, parse_experiment
 from fedsim.engines.in_process import InProcess
 from fedsim.files import read_tensors
@@ -80,7 +80,7 @@ def test_one_pass_gives_every_client_its_own_gradient_and_loss(
         assert loss == pytest.approx(loss_alone, rel=1e-6)
 
 
-@pytest.mark.parametrize("way", [at_once, layer_by_layer])
+@pytest.mark.parametrize("way", [by_vmap, layer_by_layer])
 def test_a_round_in_one_pass_comes_to_the_same_weights_and_to_what_is_heard(
     way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,3 +215,37 @@ def test_the_probe_is_made_once_per_process() -> None:
 
     assert not place.probed
     assert place.ready == {}
+
+
+def test_a_run_that_is_gone_on_with_keeps_to_the_way_it_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, way in enumerate((None, by_vmap, layer_by_layer)):
+        monkeypatch.setattr(together, "fastest", lambda *_, way=way: way)
+        workplace.cache_clear()
+        run = run_of(experiment(), tmp_path / str(number))
+        (told,) = run.events()
+        assert told["kind"] == together.DECIDED
+        assert WAYS.get(told["way"]) is way
+
+        monkeypatch.setattr(together, "fastest", lambda *_: pytest.fail("probed once more"))
+        workplace.cache_clear()  # as in another process
+        InProcess(experiment(), run).train()
+
+        assert len(run.events()) == 1
+
+
+def test_a_way_that_breaks_leaves_every_client_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise MemoryError("so many gradients")
+
+    monkeypatch.setattr(together, "fastest", lambda *_: breaks)
+    workplace.cache_clear()
+    broken = run_of(experiment(), tmp_path)
+    alone = run_of(experiment(vectorise="never"), tmp_path)
+
+    assert [one["rejected"] for one in broken.rounds()[1:]] == [0, 0]
+    weights, others = (read_tensors(one.checkpoint)[0] for one in (broken, alone))
+    assert all(torch.equal(weights[name], others[name]) for name in others)

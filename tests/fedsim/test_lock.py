@@ -148,3 +148,10 @@ def test_a_note_from_another_machine_is_believed(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="on elsewhere, running"), locked(tmp_path, "second"):
             pytest.fail("two hold the lock")
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)
+
+    with pytest.raises(ConfigError, match="it is no plain file"), locked(tmp_path, "running"):
+        pytest.fail("a pipe was locked")

@@ -214,8 +214,11 @@ def test_a_repair_leaves_what_others_are_writing(run: RunDirectory) -> None:
     part.write_bytes(b"{")
 
     run.repair()
-
+    run.forget_partial(before=part.stat().st_mtime)
     assert part.read_bytes() == b"{"
+
+    run.forget_partial(before=part.stat().st_mtime + 1)
+    assert not part.exists()
 
 
 def test_a_log_is_read_on_from_where_one_stopped(run: RunDirectory) -> None:

@@ -23,7 +23,7 @@ from fedsim.setup import shares_of, task_of
 from fedsim.wire import ARRAYS, METRICS, shared_state, to_record, to_tensors
 from server import STRATEGIES
 from server.rounds import train
-from server.strategies import FedAvg, FedSGD, build_strategy, weighted_sum
+from server.strategies import FedAvg, FedSGD, build_strategy, mean_of_metrics, weighted_sum
 
 
 def experiment(text: str = "", *, clients: int = 4, algorithm: str = "fedsgd") -> Experiment:
@@ -328,3 +328,11 @@ def test_our_fedavg_comes_to_the_bits_of_flowers() -> None:
 
     assert ours == theirs
     assert our_metrics == their_metrics
+
+
+def test_metrics_that_not_everybody_reports_have_no_mean() -> None:
+    reported = (MetricRecord({"num-examples": 2, "loss": 1.0}), MetricRecord({"num-examples": 2}))
+    contents = [RecordDict({METRICS: one}) for one in reported]
+
+    with pytest.raises(ValueError, match="different metrics"):
+        mean_of_metrics(contents, "num-examples")

@@ -231,6 +231,8 @@ def test_a_run_that_was_done_is_not_done_again(
     monkeypatch.setattr(driver, "resume", pytest.fail)
 
     assert direct(places, "digits-curious-server", [], nodes=2) == {"status": "done"}
+    # attack workers that come later hear it as well
+    assert read_json(places.run / "jobs" / "over.json") == {"status": "done"}
 
 
 def test_whoever_attacks_is_told_that_a_run_is_done_also_later(

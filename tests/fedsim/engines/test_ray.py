@@ -93,6 +93,13 @@ def tiny(workers: int, text: str = "") -> Experiment:
     )
 
 
+PLAIN = """
+name = "tiny"
+rounds = 2
+partition = { clients = 5 }
+model = { name = "mlp", options = { hidden = [6] } }
+engine = { name = "ray", workers = 2 }
+"""
 SECURE = '[[defenses]]\nname = "secure-aggregation"\noptions = { threshold = 3 }'
 
 
@@ -255,6 +262,31 @@ def test_a_worker_that_dies_is_replaced_by_one_that_does_its_work_again(
         assert ask("well") == well
     finally:
         grid.close()
+
+
+PEERS = '[topology]\nname = "ring"\n[protocol]\nname = "d-psgd"\n'
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("text", [PEERS, SECURE], ids=["peers", "secure-aggregation"])
+def test_what_may_have_been_done_in_part_is_not_done_again(
+    text: str, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "ClientWorker", sick_worker(str(tmp_path)))
+    one = tiny(2, text) if text == SECURE else parse_experiment(PLAIN + text)
+    grid = RayGrid(one, run)
+    try:
+        messages = [
+            grid.create_message(RecordDict(), "query", node, "die") for node in grid.get_node_ids()
+        ]
+        replies = grid.send_and_receive(messages)
+        lost = {one.metadata.src_node_id - FIRST_NODE for one in replies if one.has_error()}
+    finally:
+        grid.close()
+
+    assert lost == {1, 3}
+    assert run.events() == []
 
 
 def answers(pool: RayPool, jobs: list[Job]) -> list[Record]:

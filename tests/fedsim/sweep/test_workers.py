@@ -84,6 +84,27 @@ def test_a_process_that_holds_too_much_memory_is_replaced_between_two_jobs(
     assert multiprocessing.active_children() == []
 
 
+def _will_not_end(line: Connection, folder: str) -> None:
+    """Take jobs; stay when there are none any more."""
+    _names_itself(line, folder)
+    time.sleep(3600)
+
+
+def test_a_process_that_does_not_end_is_killed_and_its_job_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.sweep.workers._serve", _will_not_end)
+    monkeypatch.setattr("fedsim.sweep.workers.PATIENCE_S", 0.3)
+    monkeypatch.setattr("fedsim.sweep.workers.MOST_MEMORY", 0)
+    two = {"name": "tiny", "seeds": [0, 1], "cells": [{"label": "one"}]}
+    jobs = jobs_of(cells_of(parse_sweep(two | TINY)))[:2]
+
+    outcomes = list(in_processes(tmp_path, jobs, 1, lambda: None))
+
+    assert [one.status for one in outcomes] == ["done"] * 2
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray leaves handles of its own processes to the collector
