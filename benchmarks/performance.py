@@ -96,14 +96,21 @@ def overhead(file: str, model: str, **wanted: object) -> Callable[[Results], Fou
     return look
 
 
-def empty(file: str, clients: int, size: int) -> Callable[[Results], Found]:
-    """Return a look at a round without work, in milliseconds."""
+def empty(file: str, clients: int, size: int, *, own: bool = False) -> Callable[[Results], Found]:
+    """Return a look at a round without work, in milliseconds.
+
+    Args:
+        file: Of the results.
+        clients: That are asked.
+        size: Bytes of the array.
+        own: Whether clients send an array of their own, not the one that came.
+    """
 
     def look(results: Results) -> Found:
         row = next(
             row
             for row in results[file]["empty"]
-            if (row["clients"], row["bytes"]) == (clients, size)
+            if (row["clients"], row["bytes"], row.get("own", False)) == (clients, size, own)
         )
         seconds = (row["wall_s"], row["low_s"], row["high_s"])
         value, low, high = (1e3 * one for one in seconds)
@@ -281,18 +288,20 @@ ENGINES = [
     ),
     *(
         Goal(
-            work=f"an empty round of {clients} clients, {size:,} bytes each way, {name}",
+            work=f"an empty round of {clients} clients, {size:,} bytes each way, {name}"
+            + ("; arrays of their own" if own else ""),
             goal=goal,
             at_most=True,
             unit=" ms",
-            look=empty(file, clients, size),
+            look=empty(file, clients, size, own=own),
         )
-        for name, file, clients, size, goal in (
-            ("in-process", "engines", 50, 1024, 10),
-            ("in-process", "engines", 1000, 1024, 150),
-            ("ray", "on_ray", 50, 1024, 10),
-            ("ray", "on_ray", 1000, 1024, 150),
-            ("ray", "on_ray", 50, 6_500_000, 60),
+        for name, file, clients, size, own, goal in (
+            ("in-process", "engines", 50, 1024, False, 10),
+            ("in-process", "engines", 1000, 1024, False, 150),
+            ("ray", "on_ray", 50, 1024, False, 10),
+            ("ray", "on_ray", 1000, 1024, False, 150),
+            ("ray", "on_ray", 50, 6_500_000, False, 60),
+            ("ray", "on_ray", 50, 6_500_000, True, 60),
         )
     ),
 ]
