@@ -9,6 +9,7 @@ attacks is another process: this one opens the truth.
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -164,9 +165,17 @@ class _Process:
 
 
 def serve(root: Path, settings: Path, records: TextIO, answers: TextIO) -> None:
-    """Score whatever `records` holds, one JSON line each, and answer on `answers`."""
+    """Score whatever `records` holds, one JSON line each, and answer on `answers`.
+
+    Args:
+        root: The run directory.
+        settings: A file in a folder of its own, which is removed once it is read.
+        records: Of reconstructions.
+        answers: Takes their scores.
+    """
     torch.set_num_threads(1)
     tensors, metadata = read_tensors(settings)
+    shutil.rmtree(settings.parent)  # now: whoever made it may be killed
     more: dict[str, Any] = json.loads(metadata["settings"]) | tensors
     run = RunDirectory.open(root)
     for line in records:

@@ -73,6 +73,9 @@ def test_the_process_gives_the_scores_of_the_run_itself_in_order(run: RunDirecto
         scorer.score(record, beside_training=True)
     assert scorer.waiting == NUM_VICTIMS
 
+    until(lambda: len(scores) > 0, scorer)
+    assert scorer.process is not None
+    assert not Path(scorer.process.folder.name).exists()  # nothing is left if both are killed
     until(lambda: scorer.waiting == 0, scorer)
     scorer.close()
 
