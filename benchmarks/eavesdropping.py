@@ -39,9 +39,9 @@ from fedsim.engines.in_process import InProcess
 from fedsim.pool import AttackPool
 
 ROWS: tuple[dict[str, Any], ...] = (
-    {"model": "lenet", "heard": 1, "rounds": 12, "turns": 5},
-    {"model": "mlp", "heard": 1, "rounds": 24, "turns": 5},
-    {"model": "cnn", "heard": 1, "rounds": 4, "turns": 4},
+    {"model": "lenet", "heard": 1, "rounds": 12, "turns": 4},
+    {"model": "mlp", "heard": 1, "rounds": 20, "turns": 5},
+    {"model": "cnn", "heard": 1, "rounds": 4, "turns": 3},
 )
 """Models, of how many of the 50 clients the adversary keeps updates in a round, and how many runs
 there are of each kind."""
