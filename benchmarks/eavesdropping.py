@@ -47,6 +47,8 @@ ROWS: tuple[dict[str, Any], ...] = (
 there are of each kind."""
 RATIOS = {"ratio": ("heard", "deaf"), "stranger": ("beside", "deaf")}
 """What is compared."""
+PROFILED = 40
+"""Rounds of a profile: the first attack takes seconds to start."""
 SHOWN = 14
 """Functions that a profile shows."""
 
@@ -144,15 +146,15 @@ def measure(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def profiled(row: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return where two threads' time goes that rounds without an ear do not take."""
-    rounds = min(row["rounds"], 8)
+    """Return where two threads' time goes, while clients train, that deaf rounds do not take."""
+    rounds = PROFILED
     every = list(range(1, rounds + 3))
     taken: dict[str, dict[str, dict[str, float]]] = {"training": {}, "following the run": {}}
     for kind, heard_in in (("heard", every), ("deaf", every[-1:])):
         trains, follows = cProfile.Profile(), cProfile.Profile()
         with (
             mock.patch.object(Pinned, "train", _profiled(trains, Pinned.train)),
-            mock.patch.object(driver._Beside, "_look", _profiled(follows, driver._Beside._look)),
+            mock.patch.object(driver._Beside, "_look", _following(follows)),
         ):
             clocked({**row, "rounds": rounds}, heard_in)
         for thread, profile in zip(taken, (trains, follows), strict=True):
@@ -175,6 +177,16 @@ def _profiled(profile: cProfile.Profile, work: Callable[..., None]) -> Callable[
     return profiled
 
 
+def _following(profile: cProfile.Profile) -> Callable[..., None]:
+    look = driver._Beside._look
+    profiled = _profiled(profile, look)
+
+    def following(beside: driver._Beside, **more: bool) -> None:
+        (look if more["trained"] else profiled)(beside, **more)
+
+    return following
+
+
 def _most(functions: Mapping[str, Mapping[str, float]], updates: int) -> list[dict[str, Any]]:
     rows = [
         {
@@ -193,6 +205,7 @@ def main() -> None:
     """Measure, or print the tables of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="write everything as JSON, after each row")
+    parser.add_argument("--profile", action="store_true", help="alone; rows in the output stay")
     parser.add_argument("--markdown", type=Path, help="print the tables of such a JSON, and end")
     given = parser.parse_args()
     if given.markdown is not None:
@@ -200,7 +213,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     found: dict[str, Any] = {**environment(), "cores": len(os.sched_getaffinity(0)), "rows": []}
-    for row in ROWS:
+    if given.profile and given.output is not None:
+        found["rows"] = json.loads(given.output.read_text())["rows"]
+    for row in () if given.profile else ROWS:
         found["rows"].append(measure(row))
         if given.output is not None:
             given.output.write_text(json.dumps(found, indent=1) + "\n")

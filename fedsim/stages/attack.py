@@ -1,5 +1,6 @@
 """Follow a run directory: attack each observation as it appears, score each guess as it comes."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -104,8 +105,10 @@ class Follower:
         self.on_answer(read_json(self.run.root / "reconstructions" / f"{stem}.json"))
 
     def _new_observations(self) -> list[str]:
-        folder = self.run.root / "observations"
-        new = sorted({path.stem for path in folder.glob("*.json")} - self.seen)
+        # names alone: this is done ten times a second beside the training, whatever there is
+        names = os.listdir(self.run.root / "observations")  # noqa: PTH208
+        there = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+        new = sorted(there - self.seen)
         self.seen.update(new)
         return new
 
