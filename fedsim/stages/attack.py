@@ -106,7 +106,8 @@ class Follower:
 
     def _new_observations(self) -> list[str]:
         # names alone: this is done ten times a second beside the training, whatever there is
-        names = os.listdir(self.run.root / "observations")  # noqa: PTH208
+        folder = self.run.root / "observations"
+        names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
         there = {name.removesuffix(".json") for name in names if name.endswith(".json")}
         new = sorted(there - self.seen)
         self.seen.update(new)
