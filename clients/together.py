@@ -54,6 +54,9 @@ LOOP = "loop"
 DECIDED = "gradients-at-once"
 """Kind of the event that tells which way a run takes."""
 
+ONE_BY_ONE = "gradients-one-by-one"
+"""Kind of the event that tells that the way broke; what is wrong with a client it says itself."""
+
 Answer = tuple[dict[str, Tensor], float]
 """Gradient by name of parameter, and mean loss."""
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -103,9 +106,13 @@ def prepare(messages: Sequence[Message], contexts: Sequence[Context]) -> None:
         place.ready.update(_answers(place, asked))
     except BadReply:  # each client will say so
         return
-    except Exception:  # the model or the data may be the user's: each client says what is wrong
+    except Exception as error:  # the model or the data may be the user's
         place.ready.clear()
         place.at_once, place.probed = None, True
+        run = read_run_directory(asked[0][1].run_config, config_in(asked[0][0].content))
+        if run is not None:
+            reason = f"{type(error).__name__}: {error}"
+            run.append_event(ONE_BY_ONE, f"gradients are computed one by one: {reason}")
 
 
 def _answers(

@@ -10,8 +10,6 @@ observation; end of input ends it.
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from fedsim.errors import trail
 from fedsim.files import Record, read_json
 from fedsim.guesses import sound
 from fedsim.knowledge import knowledge_about, read_knowledge
+from fedsim.line_process import answers_to_parent
 from fedsim.named_attacks import build_attack
 from fedsim.progress import Shown
 from fedsim.records import RunDirectory
@@ -190,12 +189,6 @@ def _on(seen: Observation, device: torch.device) -> Observation:
     return replace(seen, **moved)  # type: ignore[arg-type]
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)  # nobody waits for the result any more
-
-
 def serve(root: str, jobs: Sequence[str] | TextIO, answers: TextIO) -> None:
     """Attack whatever `jobs` asks for, one JSON line each, and answer on `answers`."""
     worker = AttackWorker(root)
@@ -208,10 +201,7 @@ def serve(root: str, jobs: Sequence[str] | TextIO, answers: TextIO) -> None:
 def main() -> None:
     """Run as a process of its own."""
     root = sys.argv[1]
-    # whatever an attack prints, compiled code included, must not mix with the answers
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    answers = answers_to_parent()
     seal_off(Path(root))
     serve(root, sys.stdin, answers)
 

@@ -1,21 +1,15 @@
 """Processes that run attacks beside the training, and never hold it up."""
 
-import contextlib
 import json
-import os
 import queue
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import IO, Protocol
+from typing import Protocol
 
 from fedsim import progress
-from fedsim.catalog import search_path
 from fedsim.files import Record
+from fedsim.line_process import LineProcess
 from fedsim.records import RunDirectory
 
 GRACE_S = 30.0
@@ -94,56 +88,24 @@ class _Worker:
         self.shown = progress.new_name()
         self.job: Job | None = None
         self.deadline = 0.0
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": search_path(),
-            progress.SHOWN_AS: self.shown,
-        }
-        self.process = subprocess.Popen(
-            # -P: where we are, which may be a run of somebody else, is no place for code
-            [sys.executable, "-P", "-m", "fedsim.attacking", str(run.root.resolve())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the parent; it ends its workers itself
+        self.child = LineProcess(
+            "fedsim.attacking",
+            [str(run.root.resolve())],
+            lambda line: answers.put((self, line)),
+            {progress.SHOWN_AS: self.shown},
         )
-        self.listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
-        self.listener.start()
-
-    def _listen(self, answers: "queue.Queue[tuple[_Worker, str]]") -> None:
-        for line in self.process.stdout or ():
-            answers.put((self, line))
-        answers.put((self, ""))  # the process ended
+        self.process = self.child.process
 
     def start(self, job: Job) -> None:
         """Hand the job over; a worker that has just died answers by its end."""
         self.job = job
         self.deadline = time.monotonic() + job.limit_s
-        line = json.dumps({"observations": job.observations, "attack": job.attack})
-        with contextlib.suppress(OSError):  # a broken pipe: its end will be heard
-            print(line, file=self.process.stdin, flush=True)
-
-    def last_words(self) -> str:
-        """Return how the process ended, and the last line of its error stream."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10.0)
-        self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").strip().splitlines()
-        return f"exit code {self.process.poll()}" + (f", {lines[-1]}" if lines else "")
+        self.child.say(json.dumps({"observations": job.observations, "attack": job.attack}))
 
     def end(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.wait()
+        self.child.end()
         progress.clear(self.run.root, self.shown)
-        self.listener.join()
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # a job may wait in a broken pipe
-                    stream.close()
 
 
 class ProcessPool:
@@ -181,7 +143,7 @@ class ProcessPool:
                 answered += json.loads(line)
                 worker.job = None
             elif worker.job is not None:  # one that died idle is replaced when there is work
-                reason = f"the attack worker died: {worker.last_words()}"
+                reason = f"the attack worker died: {worker.child.last_words()}"
                 if (again := worker.job.again(self.run, reason)) is not None:
                     self.jobs.appendleft(again)
                 else:

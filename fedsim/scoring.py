@@ -6,15 +6,11 @@ standard input, as JSON, and answers with its score, one line each; end of input
 attacks is another process: this one opens the truth.
 """
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -23,8 +19,8 @@ from typing import Any, TextIO
 
 import torch
 
-from fedsim.catalog import search_path
 from fedsim.files import Record, read_tensors, replace_tensors
+from fedsim.line_process import LineProcess, answers_to_parent
 from fedsim.records import RunDirectory
 from fedsim.stages.score import score_one
 
@@ -77,10 +73,11 @@ class Scorer:
             self.on_score(answer)
         if over:
             lost, self.process = self.process, None
-            how = lost.last_words()
+            how = lost.child.last_words()
             lost.close()
             self.run.append_event(
-                "scoring-process-lost", f"{how}; the run itself scores what it had left"
+                "scoring-process-lost",
+                f"it ended with {how}; the run itself scores what it had left",
             )
             for record in lost.unanswered:
                 self._score_here(record)
@@ -109,28 +106,15 @@ class _Process:
         replace_tensors(
             path, {"public_sample": settings["public_sample"]}, {"settings": json.dumps(plain)}
         )
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self.process = subprocess.Popen(
-            # -P: where we are, which may be a run of somebody else, is no place for code
-            [sys.executable, "-P", "-m", __name__, str(run.root.resolve()), str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()},
-            start_new_session=True,  # Ctrl-C is for the parent; it ends this one itself
-        )
-        self.listener = threading.Thread(target=self._listen, daemon=True)
-        self.listener.start()
+        self.child = LineProcess(__name__, [str(run.root.resolve()), str(path)], self._heard)
 
-    def _listen(self) -> None:
-        try:
-            for line in self.process.stdout or ():
-                if not line.endswith("\n"):
-                    break  # it died while it wrote
-                self.answers.append(json.loads(line))
-        finally:
+    def _heard(self, line: str) -> None:
+        if self.over.is_set():
+            return
+        if not line.endswith("\n"):  # it ended, or died while it wrote
             self.over.set()
+        else:
+            self.answers.append(json.loads(line))
 
     def poll(self) -> list[Record]:
         """Return the answers that came since the last call, and hand over a few more records."""
@@ -139,28 +123,13 @@ class _Process:
             self.unanswered.popleft()
         self.asked -= len(came)
         for record in islice(self.unanswered, self.asked, AHEAD):
-            with contextlib.suppress(OSError):  # it has just died: its end will be heard
-                print(json.dumps(record), file=self.process.stdin, flush=True)
+            self.child.say(json.dumps(record))
             self.asked += 1
         return came
 
-    def last_words(self) -> str:
-        """Return how the process ended, and the last line of its error stream."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10.0)
-        self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").strip().splitlines()
-        return f"it ended with code {self.process.poll()}" + (f", {lines[-1]}" if lines else "")
-
     def close(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.wait()
-        self.listener.join()
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # a record may wait in a broken pipe
-                    stream.close()
+        self.child.end()
         self.folder.cleanup()
 
 
@@ -184,18 +153,9 @@ def serve(root: Path, settings: Path, records: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)  # nobody waits for the result any more
-
-
 def main() -> None:
     """Run as a process of its own."""
-    # whatever a metric prints, compiled code included, must not mix with the answers
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    answers = answers_to_parent()
     serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.stdin, answers)
 
 

@@ -246,6 +246,8 @@ def test_a_way_that_breaks_leaves_every_client_to_itself(
     broken = run_of(experiment(), tmp_path)
     alone = run_of(experiment(vectorise="never"), tmp_path)
 
+    assert broken.events()[-1]["kind"] == together.ONE_BY_ONE
+    assert "MemoryError: so many gradients" in broken.events()[-1]["message"]
     assert [one["rejected"] for one in broken.rounds()[1:]] == [0, 0]
     weights, others = (read_tensors(one.checkpoint)[0] for one in (broken, alone))
     assert all(torch.equal(weights[name], others[name]) for name in others)

@@ -108,7 +108,7 @@ def test_a_killed_process_loses_no_score(run: RunDirectory, answered: int) -> No
     process = scorer.process
     assert process is not None
 
-    process.process.kill()
+    process.child.process.kill()
     until(lambda: scorer.process is None, scorer)
 
     assert scores == here(run)
@@ -142,7 +142,7 @@ def test_closing_ends_a_process_that_has_work_left(run: RunDirectory) -> None:
         scorer.score(record, beside_training=True)
     scorer.step()
     assert scorer.process is not None
-    process = scorer.process.process
+    process = scorer.process.child.process
 
     scorer.close()
 
